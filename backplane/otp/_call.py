@@ -181,7 +181,7 @@ async def call_from_afar(
     deadline = None if timeout is None else now() + timeout
     request = send_request(process, message, timeout, in_front)
     try:
-        await answer(request, deadline)
+        await answer(request, deadline, now)
         if not request.over:
             request.expire()
     finally:
@@ -201,6 +201,20 @@ def send_request(
     caller = _process.get()
     if caller is process:
         refuse_self_call(process, message)
+    request = new_request(process, message, seconds, caller, None)
+    request.hearers = []
+    deliver(request, None if in_front is None else in_front(message, request))
+    return request
+
+
+def new_request(
+    process: Process,
+    message: Any,
+    seconds: float | None,
+    caller: Process | None,
+    parking: Any,
+) -> From:
+    """A request for a server, which ``deliver`` brings to it."""
     calls = Calls.of(process)
     if calls is None:
         raise ServerDownError(process.pid, message, process.absence)
@@ -208,25 +222,26 @@ def send_request(
     deadline = None
     if seconds is not None and calls.thread:
         deadline = calls.now() + seconds if calls.thread == get_ident() else None
-    request = From(process, calls, message, caller, None, deadline, seconds)
-    request.hearers = []
+    request = From(process, calls, message, caller, parking, deadline, seconds)
     if deadline is None and seconds is not None:
         request._sent_at = time.monotonic()  # there is no virtual time between two loops
-    calls[request] = True
+    return request
+
+
+def deliver(request: From, urgent: Any = None) -> None:
+    """Put a request into its server's mailbox; or in front of it, made into something else."""
+    process = request.server
+    request._calls[request] = True
     try:
-        if in_front is None:
-            sent = process.deliver(request)
-        else:
-            sent = process.deliver_urgent(in_front(message, request))
+        sent = process.deliver(request) if urgent is None else process.deliver_urgent(urgent)
     except BaseException:
         request.abandon()
         raise
     if not sent:
         request.server_ended(process.absence)
-    return request
 
 
-async def answer(request: From, deadline: float | None) -> None:
+async def answer(request: From, deadline: float | None, now: Callable[[], float]) -> None:
     """Wait until a request is over, or until a time."""
     parking = new_parking()
     request.hearers.append(parking.wake)
@@ -235,7 +250,6 @@ async def answer(request: From, deadline: float | None) -> None:
             while not request.over:
                 await parking.park()
             return
-        now = clock()
         while not request.over and now() < deadline:
             await parking.park_until(deadline)
     finally:

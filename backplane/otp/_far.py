@@ -331,6 +331,9 @@ class FarProcess(Process):
             envelope = ["K", asked_for.fn.__name__, say(asked_for.args), say(asked_for.kwargs)]
         else:
             envelope = ["k", say(asked_for)]
+        calls = self.calls
+        if calls is not None and not calls.thread:
+            self._pids.serve(calls)
         made: list[Asked] = []
 
         def hear() -> None:
@@ -338,6 +341,7 @@ class FarProcess(Process):
                 asked = made.pop()
             except IndexError:
                 return  # the answer was so quick that it is still to be put in; or it was heard
+            request.recall = None
             self._hear_answer(request, asked)
 
         def give_up() -> None:
@@ -353,7 +357,7 @@ class FarProcess(Process):
             return True
         except BusyError as error:
             raise FarBusyError(self.pid, error.waiting, request.message) from None
-        request.hearers.append(give_up)
+        request.recall = give_up
         made.append(asked)
         if asked.over:
             hear()

@@ -26,7 +26,7 @@ class From(Owed, Handle):
 
     __slots__ = (
         "_caller", "_calls", "_parking", "_sent_at", "begun", "deadline", "error", "hearers",
-        "message", "over", "seconds", "serial", "server", "value",
+        "message", "over", "recall", "seconds", "serial", "server", "value",
     )  # fmt: skip
 
     server: Process
@@ -45,6 +45,8 @@ class From(Owed, Handle):
     error: BaseException | None
     hearers: list[Callable[[], object]]
     """Are called when it is over, if it is not one alone that waits."""
+    recall: Callable[[], object] | None
+    """Is called if it is over before the answer has come, while the answer is another node's."""
     _calls: Calls
     """Those that the server owes, and this among them until somebody takes it out to end it."""
     _parking: Parking | None
@@ -66,7 +68,7 @@ class From(Owed, Handle):
         self.deadline = deadline
         self.seconds = seconds
         self.over = self.begun = False
-        self.error = None
+        self.error = self.recall = None
         self._caller = caller
         self._parking = parking
 
@@ -136,6 +138,9 @@ class From(Owed, Handle):
         self.error = error
         self.serial = next(_serials)
         self.over = True
+        recall, self.recall = self.recall, None
+        if recall is not None:
+            recall()
         parking, self._parking = self._parking, None
         if parking is not None:
             parking.wake()
@@ -166,7 +171,7 @@ class Calls(dict[From, bool]):
     __slots__ = ("_alarm", "_due", "kind", "now", "on_reply", "parkings", "thread")
 
     kind: type | None
-    """The server's class, once it serves."""
+    """The server's class, once it serves; None for one of another node."""
 
     now: Callable[[], float]
     """The clock of the server's loop, once it serves."""
@@ -197,11 +202,11 @@ class Calls(dict[From, bool]):
                 calls = process.calls
         return calls
 
-    def serve(self, kind: type, now: Callable[[], float]) -> None:
-        """From now on they are served, in this thread, by a server of some class."""
+    def serve(self, kind: type | None, now: Callable[[], float], thread: int) -> None:
+        """From now on they are served in a thread, by a server of some class."""
         self.kind = kind
         self.now = now
-        self.thread = get_ident()
+        self.thread = thread
 
     def watch(self, deadline: float) -> None:
         """End what is overdue then, which is earlier than what this has waited for."""
@@ -223,8 +228,8 @@ class Calls(dict[From, bool]):
             self.watch(earliest)
 
     def close(self) -> None:
-        """Set no alarm any longer."""
-        if self._alarm is not None:
+        """Set no alarm any longer; one of another thread rings in vain."""
+        if self._alarm is not None and self.thread == get_ident():
             self._alarm.cancel()
             self._alarm = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from threading import get_ident
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final, Literal, final
 
@@ -32,7 +33,7 @@ async def begin(server: GenServer, process: Process, init: Any) -> Loop:
     process.parent_first = True
     calls = Calls.of(process)
     assert calls is not None  # it is this very process, and lives
-    calls.serve(type(server), process.now)
+    calls.serve(type(server), process.now, get_ident())
     loop = Loop(server, process)
     result = await settle(init())
     if (

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from backplane import DeviceID, Line
 from backplane.bridge import EncodeError, Node, NotConnectedError, PayloadError, Right
-from backplane.lowlevel import outpost_of
+from backplane.lowlevel import clock, outpost_of
 
 from ._far import FarProcess
+from ._from import Calls
 from ._handles import Pid
 from ._mailbox import ALIVE
 from ._port import ProcessPort
@@ -39,6 +40,11 @@ class Pids:
     On the wire a pid is the Line of its process, behind a byte that tells whether
     that lived when it was sent. The same process has the same bytes, always.
     """
+
+    _now: Callable[[], float]
+    """The clock of the cluster's loop, once it is open: before, no far process lives."""
+    _thread: int
+    """The thread of that."""
 
     def __init__(self, node: Node, types: Iterable[type]) -> None:
         self.node = node
@@ -197,6 +203,14 @@ class Pids:
         for far in list(self._far.values()):
             if node in (None, far.node):
                 far.lose()
+
+    def live_here(self) -> None:
+        """The cluster opens in this loop: whoever calls from it can share an alarm with others."""
+        self._now, self._thread = clock(), threading.get_ident()
+
+    def serve(self, calls: Calls) -> None:
+        """Have calls of another node's process wait as those of a server of this loop."""
+        calls.serve(None, self._now, self._thread)
 
     def close(self) -> None:
         """Have nobody reach the processes here, and reach no others."""

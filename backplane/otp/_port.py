@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 from typing import TYPE_CHECKING, Any, final
 
 from backplane import Failed, Line, LinkMode
@@ -18,7 +17,7 @@ from backplane.bridge import (
     tell,
 )
 
-from ._call import send_request
+from ._call import deliver, new_request
 from ._call_errors import CallTimeoutError, ServerDownError
 from ._errors import MailboxFullError
 from ._far import FULL, UNTOUCHED, FarProcess
@@ -106,22 +105,19 @@ class ProcessPort:
 
     def _ask(self, request: Request, message: Any) -> None:
         """Have the process handle a request."""
+        answer = Answer(self._pids, request)
         try:
             # It is nobody's of this node: not of the process that the node lives in.
-            asked: From = contextvars.Context().run(
-                send_request, self.process, message, request.seconds
-            )
+            asked = new_request(self.process, message, request.seconds, None, answer)
+            answer.asked = asked
+            request.over = asked.abandon
+            deliver(asked)
         except ServerDownError:
             request.refuse(True, UNTOUCHED)
             return
         except MailboxFullError as error:
             refuse_full(request, error)
             return
-        answer = Answer(self._pids, request, asked)
-        asked.hearers.append(answer.give)
-        request.over = asked.abandon
-        if asked.over:  # then perhaps nobody tells
-            answer.give()
 
     def _method(self, name: str, args: list[Any], kwargs: dict[Any, Any], kind: str) -> Method:
         calls = self.process.calls
@@ -204,18 +200,19 @@ class Sending:
 
 @final
 class Answer:
-    """Brings the answer of a server to the node that has asked."""
+    """Brings the answer of a server to the node that has asked: what sleeps there, for it."""
 
-    __slots__ = ("_asked", "_pids", "_request")
+    __slots__ = ("_pids", "_request", "asked")
 
-    def __init__(self, pids: Pids, request: Request, asked: From) -> None:
+    asked: From
+
+    def __init__(self, pids: Pids, request: Request) -> None:
         self._pids = pids
         self._request = request
-        self._asked = asked
 
-    def give(self) -> None:
-        """The request is over. In whatever thread; if twice, the first counts."""
-        request, asked = self._request, self._asked
+    def wake(self) -> None:
+        """The request is over. In whatever thread."""
+        request, asked = self._request, self.asked
         error = asked.error
         match error:
             case None:

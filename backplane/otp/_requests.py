@@ -111,7 +111,8 @@ async def receive_response(request: From, timeout: float | None = None) -> Any: 
 
 async def wait_response(request: From, timeout: float | None = None) -> Any:  # noqa: ASYNC109
     """As ``receive_response``, but after a timeout it can be waited for again."""
-    await _call.answer(request, None if timeout is None else clock()() + timeout)
+    now = clock()
+    await _call.answer(request, None if timeout is None else now() + timeout, now)
     if not request.over:
         raise CallTimeoutError(request.server.pid, request.message, timeout or 0.0)
     if request.error is not None:
@@ -148,7 +149,7 @@ async def multi_call(
                 requests.append((server, None))
         for server, request in requests:
             if request is not None:
-                await _call.answer(request, deadline)
+                await _call.answer(request, deadline, now)
             if request is None or not request.over or request.error is not None:
                 bad.append(server)
             else:

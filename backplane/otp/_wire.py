@@ -89,10 +89,16 @@ class Words:
         kind = type(value)
         if kind in _PLAIN:
             return value
+        # Most of what there is is plain: it needs no call of its own.
         if kind is list or kind is tuple:
-            return [self._say(each) for each in value]
+            return [each if type(each) in _PLAIN else self._say(each) for each in value]
         if kind is dict:
-            return {self._say_key(key): self._say(each) for key, each in value.items()}
+            return {
+                key if type(key) is str else self._say_key(key): each
+                if type(each) in _PLAIN
+                else self._say(each)
+                for key, each in value.items()
+            }
         if kind is Reason:
             return _OfReason(value)
         if kind is Stopped:

@@ -122,6 +122,7 @@ class Cluster:
         scope = await self._tasks.start(Scope(self.name).run)
         self._teller = scope.spawn(self._tell_changes, ready, label="names and groups")
         await ready.wait()
+        self._pids.live_here()
         self._pids.cluster = self.node.serve(self._device, self)
         self._pids.find_cluster = self._find_cluster
         self._pids.urge = self._urge
