@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from ._base import Settings
 
+_LATE: Final = 0.1
+"""A look at a child that comes later than by this part of its watchdog's time was held up."""
+
 
 class Keeper(Desk):
     """The part of a run that handles children one by one, and decides nothing."""
@@ -221,12 +224,20 @@ class Keeper(Desk):
         job = child.job
         assert job is not None
 
-        def look() -> bool:
+        def look_at(due: float) -> None:
+            child.watch = self.at(due, lambda: look(due))
+
+        def look(due: float) -> bool:
             if child.job is not job or child.stopping:
                 return False
-            due = child.alive_at + seconds
-            if due > self.now():
-                child.watch = self.at(due, look)
+            now = self.now()
+            late, silent_at = now - due, child.alive_at + seconds
+            if silent_at > now:
+                look_at(silent_at)
+                return False
+            if late > seconds * _LATE:
+                # It is this loop that stood still: what was reported meanwhile may lie unread.
+                look_at(now + min(late, seconds))
                 return False
             assert child.device is not None
             stack = stack_of(child)
@@ -234,7 +245,7 @@ class Keeper(Desk):
             self.put(Request(lambda _: self._replace(child, job, seconds, stack)))
             return True
 
-        child.watch = self.at(child.alive_at + seconds, look)
+        look_at(child.alive_at + seconds)
 
     async def _replace(self, child: Child, job: Job, seconds: float, stack: str) -> None:
         await self.put_down(child, job)

@@ -181,7 +181,8 @@ class ChildSpec:
             thread or a process of its own; one that does not is reported with its
             stack, killed, and restarted. The first seconds count from its start, that
             of its process included. (Of a process the stack is that of who waits for
-            it here.) By default it is not watched.
+            it here.) If the supervisor's own loop stood still, it has that much longer,
+            but at most as long again. By default it is not watched.
         is_supervisor: Whether it has children of its own, for counts and for the
             default of ``shutdown``.
         gets_device: Whether ``run`` is given the child's Device, as ``device=...``,
