@@ -64,6 +64,8 @@ _END: Final = "end"
 _INBOX: Final = "inbox"
 _OWNER: Final = "owner"
 _ABSENT: Final = object()
+_pop: Final[Callable[..., Any]] = dict.pop
+"""As ``Plugboard.pop``, but that of an outpost tells nobody: one that has ended need not."""
 _DROPPED: Final = Dropped()
 
 
@@ -226,7 +228,7 @@ class Plugboard(dict[Any, Any]):
                     speaker = self.pop(key, None)
                     if speaker is not None:
                         speaker.pop(self, None)
-            elif type(key) is not str and self.pop(key, _ABSENT) is None:
+            elif type(key) is not str and _pop(self, key, _ABSENT) is None:
                 if message is None:
                     message = self._news()
                 self._tell_end(key, message, wake)
