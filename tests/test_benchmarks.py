@@ -1,4 +1,4 @@
-"""Each benchmark file runs to its end, on each loop, and leaves no case out.
+"""Each benchmark file runs to its end, on each loop that is asked for, and leaves no case out.
 
 The figures are not looked at: a shared machine's say nothing.
 """
@@ -14,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "benchmarks").glob("bench_*.py"))
+LOOPS = os.environ.get("BENCHMARK_LOOPS", "asyncio").split()
+"""`.ci/run` has the others run beside the rest of the tests, since they take minutes."""
 
 pytestmark = pytest.mark.benchmark
 
@@ -39,7 +41,7 @@ def test_there_is_a_benchmark_of_the_core() -> None:
     assert "bench_core.py" in [file.name for file in FILES]
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_quick_run_measures_every_case(file: Path, loop: str) -> None:
     pytest.importorskip(loop)

@@ -215,11 +215,9 @@ async def test_a_watchdog_kills_one_that_hangs_and_starts_another(run: Any, path
     "run",
     [
         in_process(fns.report_again_and_again),
-        in_process(fns.report_again_and_again_async),
-        in_process(fns.report_again_and_again_async, backend="trio"),
         in_thread(in_process(fns.report_again_and_again_async)),
     ],
-    ids=["plain", "asyncio", "trio", "from a thread"],
+    ids=["plain", "from a thread"],
 )
 async def test_a_watchdog_leaves_one_alone_that_reports(run: Any, path: str) -> None:
     async with Supervisor([ChildSpec("worker", run, (path,), watchdog=3)]) as supervisor:

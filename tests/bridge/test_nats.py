@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from backplane import Device, Disconnected, Line, LinkMode, NoConnection
-from backplane.bridge import Node, NotConnectedError, Retry, call, tell, wait_tell
+from backplane.bridge import Limits, Node, NotConnectedError, Retry, call, tell, wait_tell
 from backplane.bridge.nats import NatsBroker
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
@@ -176,7 +176,7 @@ async def test_nodes_of_another_cluster_are_not_reached(nats_server: Server) -> 
 async def test_a_node_that_has_ended_is_called_in_vain(nats_server: Server) -> None:
     async with (
         NatsBroker(nats_server.url, cluster=CLUSTER) as broker,
-        Node("a", secret=SECRET) as a,
+        Node("a", secret=SECRET, limits=Limits(handshake=1)) as a,
     ):
         async with Node("b", secret=SECRET) as b:
             await broker.listen(b)
