@@ -326,6 +326,8 @@ def leave_the_group(path: str) -> str:
         say(path, os.getpid())
         time.sleep(30)
         os._exit(0)
+    while not Path(path).exists():  # until then it is in the group, and would be killed with it
+        time.sleep(0.001)
     return "returned"
 
 
