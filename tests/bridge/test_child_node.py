@@ -22,8 +22,10 @@ from backplane.supervisor import ChildSpec, Restart, Supervisor
 
 if TYPE_CHECKING:
     import child_nodes as fns
+    from nodes import Desk, news, until
 else:
     from . import child_nodes as fns
+    from .nodes import Desk, news, until
 
 pytestmark = pytest.mark.anyio
 SECRET = b"what all other nodes have to know"
@@ -97,10 +99,10 @@ async def test_the_child_hears_of_the_end_of_its_parents_device() -> None:
 
 
 async def test_the_parent_hears_of_the_end_of_the_childs_device_when_that_exits() -> None:
-    adder, device = Adder(), Device("adder")
+    desk, device = Desk(), Device("desk")
     boss = Device("boss")
     async with Node("parent") as node, anyio.create_task_group() as tasks:
-        node.export("adder", device, port=adder)
+        node.export("desk", device, port=desk)
 
         async def run() -> None:
             with pytest.raises(ProcessExitedError):
@@ -110,9 +112,10 @@ async def test_the_parent_hears_of_the_end_of_the_childs_device_when_that_exits(
             tasks.start_soon(run)
             event = await anext(aiter(events))
         assert isinstance(event, NodeUp)
-        await adder.asked.wait()
+        await until(lambda: desk.asked)
         boss.link(await node.peer(event.name).find("mortal"), LinkMode.MONITOR)
-        message = await boss.receive()
+        desk.asked[0].reply("yes")
+        message = await news(boss)
 
     assert message.fault == NoConnection(event.name)  # type: ignore[union-attr]
 
