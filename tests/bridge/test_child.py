@@ -46,7 +46,7 @@ two_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indire
 
 async def end_of(fn: Callable[..., Any], *args: Any, **options: Any) -> Exit:
     async with ChildProcess(fn, *args, **options) as child:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             return await child.wait()
 
 

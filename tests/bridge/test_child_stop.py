@@ -143,11 +143,11 @@ async def test_a_signal_to_one_that_lingers_is_logged(
 async def test_one_that_ends_when_it_is_asked_or_is_killed_at_once_is_not_logged(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with ChildProcess(fns.sleep_async, path) as child:
+    async with ChildProcess(fns.sleep_async, path, grace=20) as child:
         await Until(lambda: words(path))
         await child.stop()
     path += "-2"
-    async with ChildProcess(fns.fail_to_stop, path, grace=0.2, term_grace=0.2) as child:
+    async with ChildProcess(fns.fail_to_stop, path, grace=20, term_grace=20) as child:
         await Until(lambda: words(path))
         child.stop_soon()
         child.kill()
