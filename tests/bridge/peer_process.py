@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 
 from backplane import Device
-from backplane.bridge import Limits, Node, NotConnectedError, Right
+from backplane.bridge import Limits, Node, NotConnectedError, Peer, Right
 
 
 class Echo:
@@ -49,6 +49,12 @@ async def heard() -> str:
     """Some of the standard input; nothing at its end."""
     await anyio.wait_readable(sys.stdin.fileno())
     return os.read(sys.stdin.fileno(), 1000).decode()
+
+
+def has_told_all(peer: Peer) -> bool:
+    """Whether the system has all that there is to say to a peer."""
+    session = peer._session
+    return not (session.outbox.events or session.outbox.waiting) and session.pulse.is_idle
 
 
 def starve() -> list[int]:
@@ -100,7 +106,8 @@ async def main(*arguments: str) -> None:
                     say(sum(node.stats().refused.values()))
                 case ["end", number]:
                     devices[int(number)].disconnect()
-                    await anyio.sleep(0.05)  # it is told
+                    while not all(map(has_told_all, node.peers())):
+                        await anyio.sleep(0.001)
                     say("ended")
                 case ["fail"]:
                     raise SystemExit(7)
