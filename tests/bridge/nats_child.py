@@ -30,11 +30,10 @@ class Port:
 async def main(*arguments: str) -> None:
     url, cluster, name, secret, dead_after = arguments
     device = Device("service")
-    patience = float(dead_after)
     async with (
         NatsBroker(url, cluster=cluster) as broker,
         Node(
-            name, secret=bytes.fromhex(secret), heartbeat=patience / 5, dead_after=patience
+            name, secret=bytes.fromhex(secret), heartbeat=0.3, dead_after=float(dead_after)
         ) as node,
     ):
         node.export("service", device, port=Port())

