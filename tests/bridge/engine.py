@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -19,6 +19,11 @@ import pytest
 from backplane import Device, LinkMode, Message
 from backplane.bridge import Node
 from backplane.bridge.nats import NatsBroker
+
+if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
+    from nodes import own_host
+else:
+    from .nodes import own_host
 
 SECRET = bytes(range(100, 132))
 """What the nodes of the tests share."""
@@ -173,24 +178,25 @@ def binary() -> str:
 
 
 class Server:
-    """A NATS server of the test's own."""
+    """A NATS server of the test's own, on a host of its own."""
 
     def __init__(self, folder: Path, config: str = "") -> None:
         self._command = binary()
         self._log = folder / "nats.log"
         self._config = folder / "nats.conf"
         self._config.write_text(config)
+        self._host = own_host()
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((self._host, 0))
             self.port = free.getsockname()[1]
-        self.url = f"nats://127.0.0.1:{self.port}"
+        self.url = f"nats://{self._host}:{self.port}"
         self.start()
 
     def start(self) -> None:
         """Start it, on the same port as ever."""
         self._process = subprocess.Popen(
             [
-                self._command, "-a", "127.0.0.1", "-p", str(self.port),
+                self._command, "-a", self._host, "-p", str(self.port),
                 "-l", str(self._log), "-c", str(self._config),
             ],
             stdin=subprocess.DEVNULL,
@@ -200,7 +206,7 @@ class Server:
         deadline = time.monotonic() + 20
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection((self._host, self.port), 1).close()
             except OSError:
                 assert self._process.poll() is None, self._log.read_text()
                 assert time.monotonic() < deadline

@@ -40,6 +40,15 @@ SECRET = bytes(range(200, 232))
 _numbers = itertools.count(1)
 
 
+def own_host() -> str:
+    """A number of this machine that no other process uses: nobody else takes a port of it.
+
+    Nor does the system give such a port to who connects with it while nobody listens there.
+    """
+    pid = os.getpid()
+    return f"127.{64 + (pid >> 16)}.{pid >> 8 & 255}.{pid & 255}"
+
+
 async def until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait for what the system, or another process, brings about."""
     with anyio.fail_after(seconds):
@@ -194,11 +203,11 @@ class Way:
         self.folder = folder
         self.papers = papers
 
-    def address(self) -> str:
+    def address(self, host: str = "127.0.0.1") -> str:
         """Where to listen."""
         if self.kind == "unix":
             return f"unix://{self.folder}/{next(_numbers)}"
-        return f"{self.kind}://127.0.0.1:0"
+        return f"{self.kind}://{host}:0"
 
     def node(self, name: str, **options: Any) -> Node:
         """A node that can be connected in this way."""

@@ -49,9 +49,33 @@ from backplane.bridge._transports import dial
 from backplane.lowlevel import checkpoint
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
-    from nodes import SECRET, Desk, Papers, Puppet, Way, monitor, news, pair, told_error, until
+    from nodes import (
+        SECRET,
+        Desk,
+        Papers,
+        Puppet,
+        Way,
+        monitor,
+        news,
+        own_host,
+        pair,
+        told_error,
+        until,
+    )  # fmt: skip
 else:
-    from .nodes import SECRET, Desk, Papers, Puppet, Way, monitor, news, pair, told_error, until
+    from .nodes import (
+        SECRET,
+        Desk,
+        Papers,
+        Puppet,
+        Way,
+        monitor,
+        news,
+        own_host,
+        pair,
+        told_error,
+        until,
+    )  # fmt: skip
 
 pytestmark = [
     pytest.mark.anyio,
@@ -726,7 +750,7 @@ async def test_a_listener_outlasts_what_keeps_it_from_accepting() -> None:
 @by_socket
 async def test_nobody_listens(way: Way) -> None:
     async with way.node("a") as a:
-        address = way.address()
+        address = way.address(own_host())
         async with way.node("b") as b:
             address = await b.listen(address)
         with pytest.raises(NotConnectedError, match="nobody answers there: ") as caught:
@@ -741,7 +765,7 @@ async def test_dialling_goes_on_until_somebody_listens(way: Way) -> None:
     async with way.node("a") as a, way.node("b") as b:
         address = await b.listen(way.address())
         async with way.node("c") as c:
-            free = await c.listen(way.address())
+            free = await c.listen(way.address(own_host()))
         assert free != address
 
         async with anyio.create_task_group() as tg:

@@ -31,9 +31,9 @@ from backplane.bridge import (
 )
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
-    from nodes import SECRET, monitor, news, silent, until
+    from nodes import SECRET, monitor, news, own_host, silent, until
 else:
-    from .nodes import SECRET, monitor, news, silent, until
+    from .nodes import SECRET, monitor, news, own_host, silent, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_of_nodes_left")]
 two_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
@@ -228,7 +228,7 @@ async def test_a_blocked_loop_over_there_is_lost_if_it_is_blocked_too_long() -> 
 @two_loops
 async def test_one_that_is_killed_and_started_again_is_connected_again_at_once() -> None:
     async with node() as a:
-        async with other() as there:
+        async with other(f"tcp://{own_host()}:0") as there:
             former = await a.connect(there.address)
             near = monitor(former.line())
             there.signal(signal.SIGKILL)
