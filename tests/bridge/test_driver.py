@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 import time
@@ -39,6 +40,9 @@ pytestmark = [
     pytest.mark.usefixtures("discreet", "no_socket_left", "nothing_of_nodes_left"),
 ]
 two_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
+virtual = pytest.mark.parametrize(
+    "anyio_backend", ["virtual asyncio", "virtual trio"], indirect=True
+)
 by_tcp = pytest.mark.parametrize("way", ["tcp"], indirect=True)
 by_memory = pytest.mark.parametrize("way", ["memory"], indirect=True)
 
@@ -105,13 +109,12 @@ async def test_what_was_said_before_the_end_of_the_block_arrives(way: Way) -> No
 
 @by_tcp
 async def test_a_peer_that_does_not_read_does_not_keep_the_end_waiting(way: Way) -> None:
-    async with Node("a", secret=SECRET, limits=Limits(closing=0.1)) as a:
+    async with Node("a", secret=SECRET, limits=Limits(closing=0.1), dead_after=60) as a:
         puppet = await Puppet.dial(await a.listen(LOCAL))
         await until(lambda: a.peers())
         told = Reasons(a)
-        began = time.monotonic()
-        await a.close()
-        assert time.monotonic() - began < 5
+        with anyio.fail_after(20):
+            await a.close()
         await until(lambda: told.told)
         await puppet.stream.aclose()
 
@@ -137,15 +140,15 @@ async def test_a_peer_that_stops_reading_is_lost_and_each_link_fires_once() -> N
         near = [monitor(line) for _ in range(3)]
 
         async def live() -> None:
-            while True:  # it goes on writing signs of life: only its reader hangs
-                puppet.session.outbox.put(Pong(1), urgent=True)
-                await puppet.write()
-                await anyio.sleep(0.05)
+            with contextlib.suppress(anyio.BrokenResourceError):  # it is lost
+                while True:  # it goes on writing signs of life: only its reader hangs
+                    puppet.session.outbox.put(Pong(1), urgent=True)
+                    await puppet.write()
+                    await anyio.sleep(0.05)
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             async with anyio.create_task_group() as tg:
                 tg.start_soon(live)
-                began = time.monotonic()
                 try:
                     while True:
                         try:
@@ -154,7 +157,6 @@ async def test_a_peer_that_stops_reading_is_lost_and_each_link_fires_once() -> N
                             await anyio.sleep(0.01)
                 except NotConnectedError:
                     pass
-                assert time.monotonic() - began < 8
                 tg.cancel_scope.cancel()
 
         for device in near:
@@ -183,60 +185,102 @@ async def test_a_peer_that_causes_more_than_it_reads_is_lost() -> None:
         await puppet.stream.aclose()
 
 
-async def test_a_peer_that_falls_silent_is_lost() -> None:
+async def attached(a: Node) -> Puppet:
+    """One that is connected in memory, which has no time of its own."""
+    here, there = pair()
+    puppet = Puppet(there, dialled=False)
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(puppet.shake)
+        await a.attach(here, dial=True)
+    return puppet
+
+
+async def listen(puppet: Puppet) -> None:
+    """Read, and never answer."""
+    async for _ in puppet.stream:
+        pass
+
+
+@virtual
+async def test_a_peer_that_falls_silent_is_lost_in_time() -> None:
     async with Node("a", secret=SECRET, **QUICK) as a:
+        puppet = await attached(a)
+        told = Reasons(a)
+        line, there = await reach(a, puppet)
+        near = monitor(line)
+        began = anyio.current_time()
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(listen, puppet)
+            assert await news(near) == Disconnected(there.id, NoConnection("b"))
+
+        assert 0.2 <= anyio.current_time() - began <= 0.2 + 0.05 / 2 + 0.001
+        assert told.told == ["nothing was heard of the peer for 0.2 seconds"]
+        await puppet.stream.aclose()
+
+
+async def test_a_peer_that_falls_silent_is_lost_on_every_loop() -> None:
+    async with Node("a", secret=SECRET, heartbeat=0.1, dead_after=1.0) as a:
         puppet = await Puppet.dial(await a.listen(LOCAL))
         await until(lambda: a.peers())
         told = Reasons(a)
         line, there = await reach(a, puppet)
         near = monitor(line)
-        began = time.monotonic()
 
-        async def listen() -> None:
-            async for _ in puppet.stream:
-                pass
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(listen, puppet)
+            assert await news(near) == Disconnected(there.id, NoConnection("b"))
 
-        with anyio.fail_after(10):
-            async with anyio.create_task_group() as tg:
-                tg.start_soon(listen)  # it reads, and never answers
-                assert await news(near) == Disconnected(there.id, NoConnection("b"))
-
-        assert 0.15 < time.monotonic() - began < 2
         assert told.told[0].startswith("nothing was heard of the peer for ")
         await puppet.stream.aclose()
 
 
+@virtual
 async def test_a_peer_that_writes_but_does_not_read_is_lost() -> None:
     """Its bytes keep coming, and its answers do not."""
     async with Node("a", secret=SECRET, **QUICK) as a:
-        puppet = await Puppet.dial(await a.listen(LOCAL))
-        await until(lambda: a.peers())
+        puppet = await attached(a)
         told = Reasons(a)
-        with anyio.fail_after(10):
-            try:
-                while not told.told:
-                    puppet.session.outbox.put(Pong(1), urgent=True)
-                    await puppet.write()
-                    await anyio.sleep(0.04)
-            except anyio.BrokenResourceError:
-                pass
-        await until(lambda: told.told)
+        began = anyio.current_time()
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(listen, puppet)
+            while not told.told:
+                puppet.session.outbox.put(Pong(1), urgent=True)
+                await puppet.write()
+                await anyio.sleep(0.04)
+            tg.cancel_scope.cancel()
+
         assert told.told == ["the peer reads nothing any longer, though it writes"]
+        assert 0.4 <= anyio.current_time() - began <= 0.4 + 0.05 + 0.05 / 2 + 0.04
         await puppet.stream.aclose()
 
 
-@by_tcp
+@virtual
+@by_memory
 async def test_a_living_peer_is_not_lost_however_little_is_said(way: Way) -> None:
     async with way.pair(heartbeat=0.02, dead_after=0.08) as world:
         told = Reasons(world.a)
         before = world.a.stats().peers[0].frames_in
 
-        await anyio.sleep(0.5)
+        await anyio.sleep(60)
 
         assert not told.told
         assert world.to_b.connected
         assert world.to_a.connected
-        assert world.a.stats().peers[0].frames_in > before
+        assert world.a.stats().peers[0].frames_in - before > 60 / 0.02
+
+
+@by_tcp
+async def test_hearts_beat_on_every_loop(way: Way) -> None:
+    async with way.pair(heartbeat=0.02, dead_after=60) as world:
+        told = Reasons(world.a)
+        before = world.a.stats().peers[0].frames_in
+
+        await until(lambda: world.a.stats().peers[0].frames_in - before > 20)
+
+        assert not told.told
+        assert world.to_a.connected
 
 
 # -- a loop that is late ---------------------------------------------------------------------------
