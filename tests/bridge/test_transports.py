@@ -25,9 +25,9 @@ from backplane.bridge._transports import dial, listen, source_of, tune
 from backplane.lowlevel import checkpoint
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
-    from nodes import pair
+    from nodes import pair, until
 else:
-    from .nodes import pair
+    from .nodes import pair, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_socket_left")]
 
@@ -71,11 +71,11 @@ async def test_a_socket_file_is_its_owners_from_the_very_start(tmp_path: Path) -
         for _ in range(20):
             listener, _, remove = await listen(address)
             assert stat.S_IMODE(os.stat(address.host).st_mode) == 0o600
-            await anyio.sleep(0.001)  # others can look
+            looks = len(seen)
+            await until(lambda looks=looks: len(seen) > looks)  # type: ignore[misc]  # others can look
             remove()
             await listener.aclose()
 
-    assert seen
     assert {mode for mode in seen if stat.S_IMODE(mode) & 0o077} == set()
     assert os.listdir(tmp_path) == []
 
@@ -92,6 +92,7 @@ async def test_the_umask_of_the_process_is_left_alone(tmp_path: Path) -> None:
     thread = threading.Thread(target=look)
     with umask(0o022):
         thread.start()
+        await until(lambda: masks)
         for number in range(20):
             listener, _, remove = await listen(Address("unix", str(tmp_path / str(number))))
             remove()
