@@ -164,7 +164,7 @@ async def test_no_answer_in_time(way: Way) -> None:
         with pytest.raises(TimeoutError, match=r"did not answer within 0\.02 seconds"):
             await call(line, "question", 0.02)
 
-        await until(lambda: world.b.stats().peers[0].calls == 0)
+        await until(lambda: desk.asked and world.b.stats().peers[0].calls == 0)
         assert desk.asked[0].reply("late") is False
         assert world.a.stats().peers[0].calls == 0
 
