@@ -22,7 +22,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.stapled import StapledByteStream
 
 from backplane import Device, Line, LinkMode, Message
-from backplane.bridge import TLS, Node, Peer, Right
+from backplane.bridge import TLS, Node, NodeDown, Peer, Right
 from backplane.bridge._addresses import parse
 from backplane.bridge._codec import Msgspec
 from backplane.bridge._driver import Driver
@@ -153,6 +153,18 @@ class Pair:
         name = f"device {next(_numbers)}"
         self.b.export(name, device, rights=rights, port=port)
         return await self.to_b.find(name)
+
+
+class Reasons:
+    """Why the connections of a node were lost."""
+
+    def __init__(self, node: Node) -> None:
+        self.told: list[str] = []
+        node.subscribe(self._hear)
+
+    def _hear(self, event: object) -> None:
+        if isinstance(event, NodeDown):
+            self.told.append(str(event.reason))
 
 
 class Puppet:

@@ -19,7 +19,6 @@ from backplane.bridge import (
     BusyError,
     Limits,
     Node,
-    NodeDown,
     NotConnectedError,
     Right,
     call,
@@ -31,9 +30,9 @@ from backplane.bridge._tls import Secured
 from backplane.lowlevel import checkpoint, clock
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
-    from nodes import SECRET, Desk, Puppet, Way, monitor, news, pair, silent, until
+    from nodes import SECRET, Desk, Puppet, Reasons, Way, monitor, news, pair, silent, until
 else:
-    from .nodes import SECRET, Desk, Puppet, Way, monitor, news, pair, silent, until
+    from .nodes import SECRET, Desk, Puppet, Reasons, Way, monitor, news, pair, silent, until
 
 pytestmark = [
     pytest.mark.anyio,
@@ -48,18 +47,6 @@ by_memory = pytest.mark.parametrize("way", ["memory"], indirect=True)
 
 LOCAL = "tcp://127.0.0.1:0"
 QUICK: dict[str, Any] = {"heartbeat": 0.05, "dead_after": 0.2}
-
-
-class Reasons:
-    """Why the connections of a node were lost."""
-
-    def __init__(self, node: Node) -> None:
-        self.told: list[str] = []
-        node.subscribe(self._hear)
-
-    def _hear(self, event: object) -> None:
-        if isinstance(event, NodeDown):
-            self.told.append(str(event.reason))
 
 
 # -- closing -----------------------------------------------------------------------------------
@@ -263,12 +250,12 @@ async def test_a_living_peer_is_not_lost_however_little_is_said(way: Way) -> Non
         told = Reasons(world.a)
         before = world.a.stats().peers[0].frames_in
 
-        await anyio.sleep(60)
+        await anyio.sleep(10)
 
         assert not told.told
         assert world.to_b.connected
         assert world.to_a.connected
-        assert world.a.stats().peers[0].frames_in - before > 60 / 0.02
+        assert world.a.stats().peers[0].frames_in - before > 10 / 0.02
 
 
 @by_tcp
@@ -474,7 +461,8 @@ class Ready(Odd, Prompt):
 
 
 async def test_little_is_written_at_once_and_much_is_waited_for() -> None:
-    async with Node("a", secret=SECRET) as a, Node("b", secret=SECRET) as b:
+    rare: dict[str, Any] = {"heartbeat": 60.0, "dead_after": 200.0}  # no sign of life in between
+    async with Node("a", secret=SECRET, **rare) as a, Node("b", secret=SECRET, **rare) as b:
         here, there = map(Ready, pair())
         async with anyio.create_task_group() as tg:
             tg.start_soon(lambda: b.attach(there, dial=False))

@@ -17,7 +17,6 @@ from backplane import Device, Disconnected, Line, LinkMode, NoConnection
 from backplane.bridge import (
     Limits,
     Node,
-    NodeDown,
     NotConnectedError,
     Retry,
     call,
@@ -28,8 +27,10 @@ from backplane.bridge.nats import NatsBroker
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
     from engine import SECRET, Pair, Server, news, server, until
+    from nodes import Reasons
 else:
     from .engine import SECRET, Pair, Server, news, server, until
+    from .nodes import Reasons
 
 two_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
@@ -103,13 +104,6 @@ async def reach(server: Server, dead_after: float = 60) -> Any:
     ):
         peer = await broker.connect(a, "b", retry=AGAIN)
         yield broker, a, await peer.find("service")
-
-
-def reasons_of(node: Node) -> list[str]:
-    """Why its connections are lost, from now on."""
-    told: list[str] = []
-    node.subscribe(lambda event: isinstance(event, NodeDown) and told.append(str(event.reason)))
-    return told
 
 
 def watch(line: Line) -> Device:
@@ -300,11 +294,11 @@ async def test_a_server_that_stands_still_is_a_lost_connection_until_it_goes_on(
     nats_server: Server,
 ) -> None:
     async with pair(nats_server, **QUICK) as both:
-        reasons = reasons_of(both.a)
+        reasons = Reasons(both.a)
         nats_server.pause()
 
         assert await news(both.watcher) == Disconnected(both.line.id, NoConnection("b"))
-        assert reasons[0].startswith("nothing was heard of the peer for ")
+        assert reasons.told[0].startswith("nothing was heard of the peer for ")
         nats_server.go_on()
         peer = await both.broker.connect(both.a, "b", retry=AGAIN)
         assert await call(await peer.find("service"), 1) == 1
@@ -350,11 +344,11 @@ async def test_a_process_that_is_heard_no_longer_is_a_lost_connection(
         async with reach(nats_server, dead_after=3) as (_, a, line):
             watcher = watch(line)
             assert await call(line, 1) == 1
-            reasons = reasons_of(a)
+            reasons = Reasons(a)
             child.send(how)
 
             assert await news(watcher) == Disconnected(line.id, NoConnection("b"))
-            assert reasons[0].startswith("nothing was heard of the peer for ")
+            assert reasons.told[0].startswith("nothing was heard of the peer for ")
 
 
 @pytest.mark.heavy

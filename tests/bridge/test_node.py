@@ -1011,7 +1011,7 @@ async def test_events_wait_for_what_has_not_happened(way: Way) -> None:
 
 @by_tcp
 async def test_stats_tell_what_there_is(way: Way) -> None:
-    async with way.pair() as world:
+    async with way.pair(heartbeat=60.0, dead_after=200.0) as world:  # no sign of life under way
         desk, far = Desk(), Device()
         line = await world.reach(far, port=desk)
         near = monitor(line)

@@ -22,7 +22,6 @@ from backplane.bridge import (
     Limits,
     NameTakenError,
     Node,
-    NodeDown,
     NotConnectedError,
     Peer,
     Retry,
@@ -31,9 +30,9 @@ from backplane.bridge import (
 )
 
 if TYPE_CHECKING:  # mypy knows the tests as single files, pytest as parts of packages
-    from nodes import SECRET, monitor, news, own_host, silent, until
+    from nodes import SECRET, Reasons, monitor, news, own_host, silent, until
 else:
-    from .nodes import SECRET, monitor, news, own_host, silent, until
+    from .nodes import SECRET, Reasons, monitor, news, own_host, silent, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_of_nodes_left")]
 two_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
@@ -155,8 +154,7 @@ async def test_a_stopped_interpreter_is_lost_in_time_and_back_with_the_same_line
         line = await reach(await a.connect(there.address))
         near = monitor(line)
         patient = monitor(await reach(await c.connect(there.address)))
-        downs: list[NodeDown] = []
-        a.subscribe(lambda event: isinstance(event, NodeDown) and downs.append(event))
+        reasons = Reasons(a)
 
         there.signal(signal.SIGSTOP)
         message = await news(near)
@@ -165,7 +163,7 @@ async def test_a_stopped_interpreter_is_lost_in_time_and_back_with_the_same_line
         assert isinstance(message, Disconnected)
         assert message.fault == NoConnection("b")
         # how late that may be is what test_pulse.py knows, in a time of its own
-        assert str(downs[0].reason).startswith("nothing was heard of the peer for ")
+        assert reasons.told[0].startswith("nothing was heard of the peer for ")
         assert silent(patient)
         assert await found_again(a, there) == line.id
 
