@@ -220,9 +220,9 @@ async def test_a_watchdog_kills_one_that_hangs_and_starts_another(run: Any, path
     ids=["plain", "from a thread"],
 )
 async def test_a_watchdog_leaves_one_alone_that_reports(run: Any, path: str) -> None:
-    async with Supervisor([ChildSpec("worker", run, (path,), watchdog=3)]) as supervisor:
+    async with Supervisor([ChildSpec("worker", run, (path,), watchdog=6)]) as supervisor:
         await Until(lambda: words(path))
-        await anyio.sleep(4)
+        await anyio.sleep(7)
         assert supervisor.which_child("worker").restarts == 0
         assert len(words(path)) == 1
 
