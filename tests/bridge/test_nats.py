@@ -192,7 +192,7 @@ async def test_a_node_that_has_ended_is_called_in_vain(nats_server: Server) -> N
     ):
         async with Node("b", secret=SECRET) as b:
             await broker.listen(b)
-            await broker.connect(a, "b")
+            await broker.connect(a, "b", retry=AGAIN)
         await until(lambda: not a.peers())
 
         with pytest.raises(NotConnectedError):
