@@ -130,7 +130,7 @@ class _Watch:
                 # The loop may have come round before the process was stopped, or after.
                 lost = min(absent, max(0.0, time.monotonic() - due))
             overdue = time.monotonic() - due - lost
-            if overdue >= self._threshold and not reported:
+            if overdue >= self._threshold and not reported and not is_last:  # nobody would free it
                 frames = frames_of(self._ident)
                 if self.due == due:  # else they are of what came after
                     reported = overdue

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
+from backplane.lowlevel import new_parking
 from backplane.supervisor import (
     ChildSpec,
     LoopBlocked,
@@ -34,7 +35,10 @@ INTERVAL = 0.01
 
 
 class Witness:
-    """A subscriber that keeps what it is told, and tells other threads."""
+    """A subscriber that keeps what it is told, and tells other threads.
+
+    A busy machine may hold the loop up where no test does.
+    """
 
     def __init__(self) -> None:
         self.events: list[LoopEvent] = []
@@ -54,71 +58,92 @@ class Witness:
     async def see_freed(self) -> None:
         assert await anyio.to_thread.run_sync(self.freed.wait, 20)
 
+    def seen(self) -> list[tuple[LoopBlocked, LoopFreed]]:
+        """All blockages, each of which was told of once, and was over before the next."""
+        pairs = []
+        for blocked, freed in zip(self.events[::2], self.events[1::2], strict=True):
+            assert isinstance(blocked, LoopBlocked)
+            assert isinstance(freed, LoopFreed)
+            pairs.append((blocked, freed))
+        return pairs
+
+    def blames(self, name: str) -> int:
+        """How often a function was told to block the loop."""
+        told = [event for event in self.events if isinstance(event, LoopBlocked)]
+        return sum(f"in {name}\n" in event.stack for event in told)
+
     def watch(self, threshold: float = 0.05) -> Callable[[], Any]:
         return lambda: watch_loop(threshold, interval=INTERVAL, subscribers=(self,))
 
 
-async def hog(until: threading.Event) -> None:
+def hog(until: threading.Event) -> None:
     """Block the loop until an event has happened."""
     give_up = time.monotonic() + 20
     while not until.is_set():
         assert time.monotonic() < give_up
-        time.sleep(0.001)  # noqa: ASYNC251 - the blocking line
+        time.sleep(0.001)  # the blocking line
+
+
+async def block(
+    witness: Witness, times: int = 1, by: Callable[[threading.Event], None] = hog
+) -> None:
+    """Block the loop until that is reported: anew if what was reported is the machine's doing."""
+    while witness.blames(by.__name__) < times:
+        await anyio.sleep(INTERVAL)
+        by(witness.blocked)
 
 
 async def test_a_blocked_loop_is_reported_with_the_line_that_blocks() -> None:
     witness = Witness()
 
     async with anyio.create_task_group() as tg:
-        tg.start_soon(witness.watch())
-        await anyio.sleep(INTERVAL)
         began = time.monotonic()
-        await hog(witness.blocked)
+        tg.start_soon(witness.watch())
+        await block(witness)
         lasted = time.monotonic() - began
         await witness.see_freed()
         tg.cancel_scope.cancel()
 
-    blocked, freed = witness.events
-    assert isinstance(blocked, LoopBlocked)
-    assert isinstance(freed, LoopFreed)
+    [(blocked, freed)] = [pair for pair in witness.seen() if "in hog\n" in pair[0].stack]
     assert blocked.thread == freed.thread == threading.current_thread().name
-    assert 0.05 <= blocked.seconds <= lasted + 0.02
+    assert 0.05 <= blocked.seconds <= lasted
     assert blocked.seconds <= freed.seconds
-    assert "in hog\n    time.sleep(0.001)  # noqa: ASYNC251 - the blocking line\n" in blocked.stack
+    assert "in hog\n    time.sleep(0.001)  # the blocking line\n" in blocked.stack
     assert "in test_a_blocked_loop_is_reported" in blocked.stack
 
 
 async def test_each_blockage_is_reported_once() -> None:
     witness = Witness()
 
+    def hog_for_longer(until: threading.Event) -> None:
+        hog(until)
+        time.sleep(10 * INTERVAL)  # looks that must find nothing new
+
     async with anyio.create_task_group() as tg:
         tg.start_soon(witness.watch())
-        for _ in range(2):
-            await anyio.sleep(INTERVAL)
-            await hog(witness.blocked)
-            time.sleep(10 * INTERVAL)  # noqa: ASYNC251 - looks that must find nothing new
+        for times in (1, 2):
+            await block(witness, times, hog_for_longer)
             await witness.see_freed()
         tg.cancel_scope.cancel()
 
-    assert [type(event) for event in witness.events] == 2 * [LoopBlocked, LoopFreed]
-    assert witness.events[1].seconds >= witness.events[0].seconds
+    assert witness.blames("hog") == witness.blames("hog_for_longer") == 2
+    assert all(freed.seconds >= blocked.seconds for blocked, freed in witness.seen())
 
 
 async def test_code_that_does_not_let_go_of_the_interpreter_is_blamed() -> None:
     witness = Witness()
 
+    def keep_the_interpreter(until: threading.Event) -> None:
+        while not until.is_set():
+            sum(range(5_000_000))
+
     async with anyio.create_task_group() as tg:
         tg.start_soon(witness.watch())
-        await anyio.sleep(INTERVAL)
-        while not witness.blocked.is_set() and not witness.freed.is_set():
-            sum(range(5_000_000))
+        await block(witness, by=keep_the_interpreter)
         await witness.see_freed()
         tg.cancel_scope.cancel()
 
-    assert isinstance(witness.events[0], LoopBlocked)
-    assert "in test_code_that_does_not_let_go_of_the_interpreter_is_blamed" in (
-        witness.events[0].stack
-    )
+    assert witness.seen()
 
 
 async def test_a_loop_that_comes_round_is_not_reported() -> None:
@@ -149,7 +174,7 @@ async def test_a_stack_from_after_the_blockage_is_not_reported(
     async with anyio.create_task_group() as tg:
         tg.start_soon(witness.watch())
         await anyio.sleep(INTERVAL)
-        await hog(looked)
+        hog(looked)
         await anyio.sleep(5 * INTERVAL)  # the loop has come round by then
         round_again.set()
         tg.cancel_scope.cancel()
@@ -168,7 +193,7 @@ async def test_no_thread_is_left_once_the_watch_is_cancelled() -> None:
         assert thread.name == f"watch {threading.current_thread().name}"
         tg.cancel_scope.cancel()
 
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 async def test_an_end_while_the_loop_is_blocked_still_says_that_it_goes_on() -> None:
@@ -176,11 +201,22 @@ async def test_an_end_while_the_loop_is_blocked_still_says_that_it_goes_on() -> 
 
     async with anyio.create_task_group() as tg:
         tg.start_soon(witness.watch())
-        await anyio.sleep(INTERVAL)
-        await hog(witness.blocked)
+        await block(witness)
         tg.cancel_scope.cancel()
 
-    assert [type(event) for event in witness.events] == [LoopBlocked, LoopFreed]
+    assert witness.seen()
+
+
+async def test_a_watch_that_ends_reports_no_blockage_of_which_it_could_not_tell_the_end() -> None:
+    witness = Witness()
+    watch = _watch_loop._Watch(0.05, INTERVAL, (witness,), new_parking())
+
+    watch.due -= 10  # its thread comes to the last look so late
+    watch.over.set()
+    watch.run()
+
+    assert watch.ended
+    assert witness.events == []
 
 
 async def test_a_slow_subscriber_does_not_hold_the_loop_up_at_the_end() -> None:
@@ -202,7 +238,7 @@ async def test_a_slow_subscriber_does_not_hold_the_loop_up_at_the_end() -> None:
             subscribers = (witness, slow)
             inner.start_soon(lambda: watch_loop(0.05, interval=INTERVAL, subscribers=subscribers))
             await anyio.sleep(INTERVAL)
-            await hog(witness.blocked)
+            hog(witness.blocked)
             tg.start_soon(turn)
             inner.cancel_scope.cancel()
         assert turns == 4
@@ -218,13 +254,11 @@ async def test_a_subscriber_that_raises_harms_nobody(caplog: pytest.LogCaptureFi
     subscribers = (bad, witness)
     async with anyio.create_task_group() as tg:
         tg.start_soon(lambda: watch_loop(0.05, interval=INTERVAL, subscribers=subscribers))
-        await anyio.sleep(INTERVAL)
-        await hog(witness.blocked)
+        await block(witness)
         await witness.see_freed()
         tg.cancel_scope.cancel()
 
-    assert len(witness.events) == 2
-    assert caplog.text.count("ValueError: bad subscriber") == 2
+    assert caplog.text.count("ValueError: bad subscriber") == 2 * len(witness.seen()) > 0
 
 
 async def test_it_works_as_a_child() -> None:
@@ -234,8 +268,7 @@ async def test_it_works_as_a_child() -> None:
     )
 
     async with Supervisor([spec]):
-        await anyio.sleep(INTERVAL)
-        await hog(witness.blocked)
+        await block(witness)
         await witness.see_freed()
 
     assert not any("watch" in thread.name for thread in threading.enumerate())
@@ -248,16 +281,16 @@ async def test_by_default_it_is_logged(caplog: pytest.LogCaptureFixture) -> None
     async with anyio.create_task_group() as tg:
         subscribers = (log_event, witness)
         tg.start_soon(lambda: watch_loop(0.05, interval=INTERVAL, subscribers=subscribers))
-        await anyio.sleep(INTERVAL)
-        await hog(witness.blocked)
+        await block(witness)
         await witness.see_freed()
         tg.cancel_scope.cancel()
 
-    blocked, freed = caplog.records
-    assert (blocked.levelno, freed.levelno) == (logging.ERROR, logging.INFO)
     assert [vars(record)["event"] for record in caplog.records] == witness.events
-    assert "in hog" in blocked.getMessage()
-    assert "goes on" in freed.getMessage()
+    assert witness.seen()
+    for blocked, freed in zip(caplog.records[::2], caplog.records[1::2], strict=True):
+        assert (blocked.levelno, freed.levelno) == (logging.ERROR, logging.INFO)
+        assert "goes on" in freed.getMessage()
+    assert "in hog\n" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -266,12 +299,12 @@ async def test_by_default_it_is_logged(caplog: pytest.LogCaptureFixture) -> None
 async def test_numbers_that_make_no_sense_start_no_thread(
     threshold: float, interval: float | None
 ) -> None:
-    before = threading.enumerate()
+    before = set(threading.enumerate())
 
     with pytest.raises(SpecError):
         await watch_loop(threshold, interval=interval)
 
-    assert threading.enumerate() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_thread_that_has_ended_stands_nowhere() -> None:
