@@ -70,8 +70,8 @@ async def test_a_subtree_is_killed() -> None:
     inner = Supervisor(workers, name="inner")
     spec = ChildSpec("inner", inner.run, is_supervisor=True, shutdown=BRUTAL_KILL)
     async with Supervisor([spec]):
-        await anyio.sleep(0.01)
-        assert alive == 3
+        while alive < 3:
+            await anyio.lowlevel.checkpoint()
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
     assert alive == 0
@@ -98,7 +98,8 @@ def test_a_program_that_ends_inside_the_block_ends_the_children(
 
     async def main() -> None:
         await supervisor.__aenter__()
-        await anyio.sleep(0.01)
+        while len(log) < 2:
+            await anyio.lowlevel.checkpoint()
 
     anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1])
     assert log == ["begin", "begin", "end", "end"]
