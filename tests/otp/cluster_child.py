@@ -13,7 +13,18 @@ from typing import Any
 import anyio
 
 from backplane.bridge import Node
-from backplane.otp import GenServer, Groups, Pid, Registry, Scope, current_process, on_call, start
+from backplane.otp import (
+    NO_REPLY,
+    GenServer,
+    Groups,
+    NoReply,
+    Pid,
+    Registry,
+    Scope,
+    current_process,
+    on_call,
+    start,
+)
 from backplane.otp.cluster import Cluster
 
 SECRET = b"what the two interpreters share"
@@ -46,6 +57,10 @@ class Account(GenServer):
     @on_call
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+    @on_call
+    def say_nothing(self) -> NoReply:
+        return NO_REPLY
 
     @on_call
     def crash(self) -> None:

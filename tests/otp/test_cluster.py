@@ -115,7 +115,7 @@ async def test_the_same_process_is_one_pid_however_it_came() -> None:
         got: list[Any] = []
         here = a.scope.spawn(collect, got)
 
-        by_name = await a.cluster.await_name("name", 5)
+        by_name = await a.cluster.await_name("name", 20)
         await until(lambda: a.groups.members("group"))
         by_group = a.groups.members("group")[0]
         b.see(a, here).send(["from home", pid])
@@ -181,9 +181,9 @@ async def ask_in_vain(pid: Pid) -> set[Any]:
     me = current_process()
     me.trap_exit = True
     me.link(pid)
-    heard = {(await me.receive(Exited, timeout=5)).reason}
+    heard = {(await me.receive(Exited, timeout=20)).reason}
     ref = me.monitor(pid)
-    heard.add((await me.receive(lambda it: it.ref is ref, timeout=5)).reason)
+    heard.add((await me.receive(lambda it: it.ref is ref, timeout=20)).reason)
     assert not me.links
     assert not pid.send("x")
     assert not await pid.wait_send("x")
@@ -361,7 +361,7 @@ async def test_names_are_told_as_they_are_and_as_they_change() -> None:
         assert a.cluster.whereis("early") == a.see(b, first)
         assert a.cluster.whereis("nobody") is None
         b.registry.register("late", None, second)
-        assert await a.cluster.await_name("late", 5) == a.see(b, second)
+        assert await a.cluster.await_name("late", 20) == a.see(b, second)
         for _ in range(20):
             b.registry.unregister("twice", first)
             b.registry.register("twice", None, second)
@@ -369,7 +369,7 @@ async def test_names_are_told_as_they_are_and_as_they_change() -> None:
             b.registry.register("twice", None, first)
         b.registry.unregister("early", first)
         b.registry.register("last", None, first)
-        await a.cluster.await_name("last", 5)
+        await a.cluster.await_name("last", 20)
 
         assert a.cluster.whereis("early") is None
         assert a.cluster.whereis("twice") == a.see(b, first)
@@ -406,7 +406,7 @@ async def test_what_is_no_short_string_is_no_name_for_others(
         registry.register("x" * 255, None, pid)
         b.groups.join("x" * 255, pid)
 
-        await a.cluster.await_name("x" * 255, 5)
+        await a.cluster.await_name("x" * 255, 20)
         await until(lambda: a.groups.members("x" * 255))
 
         assert list(a.cluster._neighbours["b"].names) == ["x" * 255]
@@ -491,7 +491,7 @@ async def test_a_cluster_without_a_registry_knows_the_names_of_others() -> None:
             tg.start_soon(lambda: b.node.attach(there, dial=False))
             await node.attach(here, dial=True)
 
-        found = await cluster.await_name("name", 5)
+        found = await cluster.await_name("name", 20)
 
         assert cluster.holders("name") == {"b": found}
         assert cluster.via("name").whereis() == found
@@ -640,7 +640,7 @@ async def test_one_that_ends_as_it_is_told_of_is_nowhere_at_rest() -> None:
         last = b.scope.spawn(deaf)
         b.registry.register("last", None, last)
 
-        await a.cluster.await_name("last", 5)
+        await a.cluster.await_name("last", 20)
         await until(lambda: not a.groups.which_groups())
 
         assert a.cluster.whereis("name") is None
@@ -656,7 +656,7 @@ async def test_all_of_a_lost_node_is_gone_before_its_loss_is_told(how: Any) -> N
             b.groups.join("g", pid)
             b.registry.register(f"name {number}", None, pid)
         watcher = a.scope.spawn(deaf)
-        await a.cluster.await_name("name 19", 5)
+        await a.cluster.await_name("name 19", 20)
         await until(lambda: len(a.groups.members("g")) == 20)
         seen = a.groups.members("g")
         for each in seen:
@@ -784,7 +784,7 @@ async def test_a_cluster_that_speaks_while_it_is_looked_for_in_vain_is_looked_fo
         tell(line, ["hello"])
         tell(line, ["said"])
         node.export("backplane.otp", device, port=Port())
-        await a.cluster.await_node("b", 5)
+        await a.cluster.await_node("b", 20)
 
         await until(lambda: heard == ["hello", "said"])
 
@@ -801,7 +801,7 @@ async def test_when_a_cluster_ends_before_its_node_others_lose_what_it_had() -> 
             pid = a.scope.spawn(deaf)  # of no node yet: it is of the one that sends it
             names.register("name", None, pid)
             cluster.groups.join("g", pid)
-            far = await a.cluster.await_name("name", 5)
+            far = await a.cluster.await_name("name", 20)
             await until(lambda: a.groups.members("g"))
             seen = node.decode(a.node.encode(mine))
             await settled()
@@ -858,12 +858,12 @@ async def test_a_node_and_its_cluster_may_live_in_a_process() -> None:
                     tg.start_soon(lambda: b.node.attach(there, dial=False))
                     await node.attach(here, dial=True)
                 me = current_process()
-                far = await cluster.await_name("counter", 5)
+                far = await cluster.await_name("counter", 20)
                 assert await call(far, "x")
                 ref = me.monitor(far)
                 me.trap_exit = True
                 node.peer("b").close()
-                assert await me.receive(timeout=5) == Down(ref, far, NOCONNECTION)
+                assert await me.receive(timeout=20) == Down(ref, far, NOCONNECTION)
                 return True
 
         assert await b.run(inside)
@@ -918,24 +918,24 @@ async def test_a_slow_node_keeps_no_other_from_being_told() -> None:
         async with anyio.create_task_group() as tg:
             tg.start_soon(lambda: c.node.attach(there, dial=False))
             await a.node.attach(here, dial=True)
-        await a.cluster.await_node("c", 5)
-        await c.cluster.await_node("a", 5)
+        await a.cluster.await_node("c", 20)
+        await c.cluster.await_node("a", 20)
         session = a.node.peer("c")._session
         session.outbox.waiting += 10_000  # as if all this waited to be written
         pid = a.scope.spawn(deaf)
 
         a.registry.register("name", None, pid)
-        await b.cluster.await_name("name", 5)
+        await b.cluster.await_name("name", 20)
         assert c.cluster.whereis("name") is None
         session.outbox.waiting -= 10_000
         session.outbox.room.open()  # as one does that has written
-        await c.cluster.await_name("name", 5)
+        await c.cluster.await_name("name", 20)
 
         session.outbox.waiting += 10_000
         a.registry.register("another", None, pid)
         await settled()
         cut(a, c)
-        await b.cluster.await_name("another", 5)
+        await b.cluster.await_name("another", 20)
         await until(lambda: "c" not in a.cluster._neighbours)
 
 
@@ -950,7 +950,7 @@ async def test_what_no_cluster_says_is_logged_rarely_and_harms_nobody(
         pid, others = b.scope.spawn(deaf), c.scope.spawn(deaf)
         b.registry.register("name", None, pid)
         b.groups.join("g", pid)
-        await a.cluster.await_name("name", 5)
+        await a.cluster.await_name("name", 20)
         await until(lambda: a.groups.members("g"))
         of_c, of_a = b.see(c, others), b.see(a, a.scope.spawn(deaf))
         line = service(b, a)
@@ -975,7 +975,7 @@ async def test_what_no_cluster_says_is_logged_rarely_and_harms_nobody(
         for each in harmless:
             tell(line, each)
         b.registry.register("after", None, pid)
-        await a.cluster.await_name("after", 5)
+        await a.cluster.await_name("after", 20)
 
         neighbour = a.cluster._neighbours["b"]
         assert set(neighbour.names) == {"name", "after"}
@@ -1017,7 +1017,7 @@ async def test_a_second_greeting_makes_the_first_one_void() -> None:
         b.registry.register("name", None, pid)
         for _ in range(2):
             b.groups.join("g", pid)
-        await a.cluster.await_name("name", 5)
+        await a.cluster.await_name("name", 20)
         await until(lambda: len(a.groups.members("g")) == 2)
 
         line = service(b, a)
@@ -1274,7 +1274,7 @@ async def agree(here: Side, world: dict[str, Side]) -> None:
         return {group: each for group, each in groups.items() if each}, names, held
 
     with contextlib.suppress(TimeoutError):
-        await until(lambda: known() == expected(), 5)
+        await until(lambda: known() == expected(), 20)
     assert known() == expected()
 
 

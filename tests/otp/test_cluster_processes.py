@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,8 @@ pytestmark = pytest.mark.anyio
 
 CHILD = Path(__file__).with_name("cluster_child.py")
 ROOT = Path(__file__).parents[2]
+SILENCE = 600.0
+"""Seconds after which a node that says nothing is taken for dead: no test waits for so long."""
 
 
 @dataclass
@@ -86,7 +87,7 @@ async def world() -> AsyncIterator[World]:
     children: list[subprocess.Popen[str]] = []
     try:
         async with (
-            Node("parent", secret=SECRET, heartbeat=0.5, dead_after=15) as node,
+            Node("parent", secret=SECRET, heartbeat=0.5, dead_after=SILENCE) as node,
             Cluster(node, types=[Total]) as cluster,
             Scope(grace=0.1) as scope,
         ):
@@ -116,17 +117,17 @@ async def test_calls_and_pids_cross_between_interpreters(backend: str) -> None:
             me = current_process()
             assert await account.call(Account.add, 2, me.pid) == Total(2, me.pid)
             assert await account.call(Account.add, 3, me.pid) == Total(5, me.pid)
-            assert await me.receive(timeout=5) == ["added", 2]
-            assert await me.receive(timeout=5) == ["added", 3]
+            assert await me.receive(timeout=20) == ["added", 2]
+            assert await me.receive(timeout=20) == ["added", 3]
             with pytest.raises(CallTimeoutError):
-                await account.within(0.1).call(Account.sleep, 0.3)
+                await account.within(0.1).call(Account.say_nothing)
             assert await account.call(Account.where) == here.children[0].pid
             ref = me.monitor(account.pid)
             with pytest.raises(ServerDownError) as caught:
                 await account.call(Account.crash)
             assert isinstance(caught.value.reason, RemoteError)
             assert caught.value.begun
-            down = await me.receive(Down, timeout=5)
+            down = await me.receive(Down, timeout=20)
             assert (down.ref, down.reason.text) == (ref, "on purpose")
 
         await run(here, client)
@@ -155,13 +156,11 @@ async def test_a_killed_interpreter_is_heard_by_all_at_once(how: str, backend: s
             async with anyio.create_task_group() as tg:
                 tg.start_soon(hears_no_connection, account)
                 await anyio.sleep(0.2)
-                began = time.monotonic()
                 if how == "abort":
                     members[0].send("any message")
                 else:
                     here.signal(signal.SIGKILL)
-            news = [await me.receive(timeout=10) for _ in range(11)]
-            assert time.monotonic() - began < 5  # not after the 15 s of silence
+            news = [await me.receive(timeout=30) for _ in range(11)]  # not after all the silence
             assert Exited(account.pid, NOCONNECTION) in news
             downs = [each for each in news if isinstance(each, Down)]
             assert {each.ref: each.process for each in downs} == refs
@@ -236,11 +235,9 @@ async def test_a_call_to_an_interpreter_that_stands_still_is_over_in_time(backen
     async with world() as here:
         account = await here.start(backend)
         here.signal(signal.SIGSTOP)
-        began = time.monotonic()
 
-        with pytest.raises(CallTimeoutError):
+        with anyio.fail_after(30), pytest.raises(CallTimeoutError):
             await account.within(0.5).call(Account.where)
 
-        assert 0.4 < time.monotonic() - began < 5
         here.signal(signal.SIGCONT)
         assert await account.within(20).call(Account.where) == here.children[0].pid

@@ -802,7 +802,7 @@ async def test_monitors_links_and_waiters_hear_the_very_reason_once(reason: Any)
             assert me.demonitor(taken_back)
             await until(lambda: pid._process.links)
             far.send("end")
-            got = [await me.receive(timeout=5) for _ in range(3)]
+            got = [await me.receive(timeout=20) for _ in range(3)]
             await part(a, b)
             with pytest.raises(TimeoutError):
                 await me.receive(timeout=0)
@@ -915,7 +915,7 @@ async def test_linking_with_the_dead() -> None:
             me = current_process()
             me.link(far)
             me.monitor(far)
-            return [await me.receive(timeout=5), await me.receive(timeout=5)]
+            return [await me.receive(timeout=20), await me.receive(timeout=20)]
 
         await a.run(plain)
         exited, down = await a.run(trapping, trap_exit=True)
@@ -939,9 +939,9 @@ async def test_one_that_ended_before_the_link_came_there_is_no_such_process(
             far = a.node.decode(packed)
             me.link(far)
             ref = me.monitor(far)
-            down = await me.receive(match=Down, timeout=5)
+            down = await me.receive(match=Down, timeout=20)
             assert (down.ref, down.process) == (ref, far)
-            return [down.reason, (await me.receive(timeout=5)).reason]
+            return [down.reason, (await me.receive(timeout=20)).reason]
 
         if trap_exit:
             assert await a.run(late, trap_exit=True) == [NOPROC, NOPROC]
@@ -1409,8 +1409,8 @@ async def test_pids_that_came_before_the_clusters_met_end_for_their_reasons() ->
         await connect(a, b, known=False)
         far = a.see(b, pid)
 
-        await a.cluster.await_node("b", 5)
-        await b.cluster.await_node("a", 5)
+        await a.cluster.await_node("b", 20)
+        await b.cluster.await_node("a", 20)
         await settled()
         pid.exit("ends")
 

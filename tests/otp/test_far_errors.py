@@ -182,7 +182,7 @@ async def outcome(pid: Pid, message: Any, seconds: float | None) -> list[Any]:
     except Exception as error:
         got = ["error", told(error)]
     if got[0] == "down" or message[0].startswith("stop"):
-        ended = await me.receive(Down, timeout=5)
+        ended = await me.receive(Down, timeout=20)
         assert ended.ref is ref
         return [*got, "then down", told(ended.reason)]
     me.demonitor(ref)
