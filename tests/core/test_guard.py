@@ -89,14 +89,20 @@ async def test_a_message_that_stops_the_work_before_it_begins_is_told_by_enter()
 
 async def test_the_work_is_cancelled_where_the_function_says_so_and_that_is_taken_out() -> None:
     device, ear = Device(), Ear()
+    begun = anyio.Event()
+
+    async def begin() -> None:
+        begun.set()
+        await forever()
+
     async with anyio.create_task_group() as tg:
 
         async def work() -> None:
-            rests.append(await guarded(Guard(device, ear), forever))
+            rests.append(await guarded(Guard(device, ear), begin))
 
         rests: list[BaseException | None] = []
         tg.start_soon(work)
-        await anyio.sleep(0.01)
+        await begun.wait()
         device.line().send(STOP)
         device.line().send(END)
 
@@ -184,8 +190,10 @@ async def test_a_poke_before_or_after_the_work_does_nothing() -> None:
 async def test_a_poke_is_heard_by_work_that_is_stopping() -> None:
     device, ear = Device(), Ear()
     guard = Guard(device, ear)
+    begun = anyio.Event()
 
     async def work() -> None:
+        begun.set()
         try:
             await forever()
         finally:
@@ -196,7 +204,7 @@ async def test_a_poke_is_heard_by_work_that_is_stopping() -> None:
 
     async with anyio.create_task_group() as tg:
         tg.start_soon(guarded, guard, work)
-        await anyio.sleep(0.01)
+        await begun.wait()
         device.line().send(STOP)
 
     assert ear.heard == [STOP, None]
@@ -233,9 +241,11 @@ async def test_a_cancellation_that_was_asked_for_is_told_from_one_that_was_not(b
     device, ear = Device(), Ear()
     guard = Guard(device, ear)
     told: list[bool] = []
+    begun = anyio.Event()
 
     async def work() -> None:
         assert not guard.is_cancelled()
+        begun.set()
         try:
             if by == "nobody":
                 return
@@ -245,7 +255,7 @@ async def test_a_cancellation_that_was_asked_for_is_told_from_one_that_was_not(b
 
     async with anyio.create_task_group() as tg:
         tg.start_soon(guarded, guard, work)
-        await anyio.sleep(0.01)
+        await begun.wait()
         if by == "the function":
             device.line().send(STOP)
         elif by == "somebody else":
