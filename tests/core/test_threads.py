@@ -49,7 +49,7 @@ T = TypeVar("T")
 MONITOR, NOTIFY, PEER = LinkMode.MONITOR, LinkMode.NOTIFY, LinkMode.PEER
 MODES = (MONITOR, NOTIFY, PEER)
 THREADS = 4
-PATIENCE = 30.0
+PATIENCE = 120.0  # nobody waits for so long unless something is lost
 
 
 def at_once(*jobs: Callable[[], T]) -> list[T]:
