@@ -50,14 +50,15 @@ from collections.abc import Sequence
 from random import Random, randrange
 
 import anyio
-from fetch_audit import Audit, Books, Limits, audit
+from fetch_audit import Audit, Books, Limits, audit, noting_standstills
 from fetch_parts import Cache, Page, Site, Subscriber, Worker
 from fetch_server import Hit, Host, serving
 from fetch_view import Tally, show, summary
 
 from backplane.otp import NOPROC, Registry, ServerDownError, ServerRef, child_spec
-from backplane.supervisor import Backoff, Budget, DynamicSupervisor, Supervisor
+from backplane.supervisor import Backoff, Budget, ChildState, DynamicSupervisor, Supervisor
 
+RUNNING = ChildState.RUNNING
 LIMITS = Limits(rate=12, burst=4, ttl=1)
 SOON = Backoff(initial=0.02, maximum=0.3, reset_after=1)
 PAGES = 25
@@ -90,7 +91,8 @@ class Service:
 
     async def run(self) -> None:
         """Serve clients for some time, then collect what all have noted."""
-        with Registry():  # where the cache and the readers have their names
+        # A registry is where the cache and the readers have their names.
+        with Registry(), noting_standstills(self.books):
             async with self.top:
                 async with anyio.create_task_group() as screen:
                     screen.start_soon(show, self.books, self.tally)
@@ -98,6 +100,11 @@ class Service:
                         for number in range(self.clients):
                             clients.start_soon(self.be_client, number)
                     screen.cancel_scope.cancel()
+                with anyio.move_on_after(3):  # one that has just crashed is to come back
+                    while any(  # noqa: ASYNC110 - no event to await
+                        it.state is not RUNNING for it in self.workers.which_children()
+                    ):
+                        await anyio.sleep(0.01)
                 await self.top.terminate_child("workers")  # from here on nothing is fetched
                 self.books.cache.update(await self.site.cache.call(Cache.counts))
                 for name in READERS:
