@@ -7,6 +7,7 @@ import email
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import unittest
@@ -21,9 +22,9 @@ PACKAGES = [
 ]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, program: Path = EXAMPLE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE), *arguments],
+        [sys.executable, "-W", "error", str(program), *arguments],
         capture_output=True,
         text=True,
         timeout=200,
@@ -55,11 +56,12 @@ def test_without_a_monkey_nothing_is_done_twice() -> None:
     assert "the second node killed: 0; pieces lost with it, and done again: 0" in result.stdout
 
 
-def test_no_process_is_left_behind() -> None:
-    result = run("--pieces", "4", "--kills", "2", *PACKAGES)
+def test_no_process_is_left_behind(tmp_path: Path) -> None:
+    program = tmp_path / EXAMPLE.name  # so that no process of another run has this name
+    shutil.copy(EXAMPLE, program)
+
+    result = run("--pieces", "4", "--kills", "2", *PACKAGES, program=program)
 
     assert result.returncode == 0, result.stderr
-    found = subprocess.run(
-        ["pgrep", "-f", "word_index.py --second"], capture_output=True, check=False
-    )
+    found = subprocess.run(["pgrep", "-f", f"{program} --second"], capture_output=True, check=False)
     assert found.stdout == b""
