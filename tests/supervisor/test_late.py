@@ -42,16 +42,16 @@ async def test_reports_that_lie_unread_after_the_loop_stood_still_are_waited_for
 
     speaker = threading.Thread(target=say_alive)
     speaker.start()
-    try:
-        with here:
+    with here:  # for longer than somebody speaks
+        try:
             async with Supervisor([ChildSpec("relay", relay, watchdog=1)]):
                 for _ in range(2):
                     await anyio.sleep(0.1)
                     stand_still(1.5)
                 await anyio.sleep(0.1)
-    finally:
-        over.set()
-        speaker.join()
+        finally:
+            over.set()
+            speaker.join()
     assert lives == [1]
 
 
