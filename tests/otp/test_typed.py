@@ -731,14 +731,19 @@ def in_loop(library: str, fn: Any, *args: Any) -> Any:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
 async def test_methods_are_called_from_foreign_threads() -> None:
-    async def use(ref: ServerRef[Counter]) -> int:
+    class Silent(Counter):
+        @on_call
+        def never(self) -> NoReply:
+            return NO_REPLY
+
+    async def use(ref: ServerRef[Silent]) -> int:
         with pytest.raises(CallTimeoutError):
-            await ref.within(0.01).call(Counter.slowly, 0.05)
+            await ref.within(0.01).call(Silent.never)
         ref.cast(Counter.bump)
         return await ref.call(Counter.add, 10)
 
     async with Scope():
-        ref = await up(Counter)
+        ref = await up(Silent)
         found = [
             await anyio.to_thread.run_sync(in_loop, library, use, ref)
             for library in ("asyncio", "trio")
