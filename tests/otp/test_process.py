@@ -746,7 +746,10 @@ async def test_a_selective_receive_waits_for_what_matches() -> None:
 
 
 @virtual
-async def test_a_message_that_comes_while_others_are_looked_at_is_not_slept_through() -> None:
+@pytest.mark.parametrize("timeout", [10, None])
+async def test_a_message_that_comes_while_others_are_looked_at_is_not_slept_through(
+    timeout: float | None,  # noqa: ASYNC109
+) -> None:
     async def receiver(results: list[Any]) -> None:
         me = current_process()
         me.pid.send("first")
@@ -756,7 +759,7 @@ async def test_a_message_that_comes_while_others_are_looked_at_is_not_slept_thro
                 me.pid.send("second")  # as from another thread
             return message == "second"
 
-        results.append(await me.receive(is_second, timeout=10))
+        results.append(await me.receive(is_second, timeout))
         results.append(anyio.current_time())
         results.extend(await drain())
 
