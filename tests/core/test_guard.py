@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from typing import Any
@@ -150,6 +151,21 @@ async def test_work_that_ends_in_the_step_in_which_it_is_stopped_meets_no_cancel
     assert await guarded(guard, work) is None
     assert guard.stopped
     await checkpoint()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "uvloop"], indirect=True)
+async def test_a_stop_from_within_keeps_a_cancellation_from_outside() -> None:
+    device, ear = Device(), Ear()
+
+    async def work() -> None:
+        device.line().send(STOP)
+        task.cancel()
+
+    task = asyncio.create_task(guarded(Guard(device, ear), work))
+    rest = await task
+
+    assert isinstance(rest, asyncio.CancelledError)
+    assert ear.heard == [STOP]
 
 
 @pytest.mark.parametrize("stops", [False, True])

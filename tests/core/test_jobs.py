@@ -503,6 +503,32 @@ async def test_a_device_that_a_job_manages_is_told_to_be_killed_if_so(kill: bool
     assert diary == ["child", "job"]
 
 
+@in_time
+async def test_a_device_that_stops_for_too_long_is_told_to_be_killed() -> None:
+    monitor, device = Device(), Device()
+    monitor.link(device, LinkMode.MONITOR)
+    stopping = anyio.Event()
+
+    async def fn() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            stopping.set()
+            with anyio.CancelScope(shield=True):
+                await turns(10)
+
+    started = Started(lambda: device.manage(fn))
+    await turns(5)
+    device.line().shutdown()
+    await stopping.wait()
+    assert await started.job.kill()
+    await started.end()
+
+    message = monitor.receive_nowait()
+    assert isinstance(message, Disconnected)
+    assert isinstance(message.fault, Killed)
+
+
 # -- killing for real, on asyncio -----------------------------------------------------
 
 

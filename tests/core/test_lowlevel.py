@@ -77,6 +77,19 @@ async def test_a_wake_that_comes_early_is_kept_once() -> None:
     assert now() >= deadline
 
 
+async def test_a_rest_ends_with_the_next_wake_and_keeps_none() -> None:
+    parking = new_parking()
+    parking.wake()  # comes too early
+    with anyio.move_on_after(0.01) as scope:
+        await parking.rest()
+    assert scope.cancelled_caught
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(wake_after, parking, 0.01)
+        with anyio.fail_after(30):
+            await parking.rest()
+
+
 @virtual
 async def test_a_parking_is_used_again_after_its_time_and_after_a_cancellation() -> None:
     parking, now = new_parking(), clock()

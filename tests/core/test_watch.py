@@ -384,6 +384,25 @@ async def test_a_cancellation_goes_before_a_message_which_stays(
     assert heard(device) == [Shutdown(None)]
 
 
+@only_asyncio
+async def test_a_message_from_within_keeps_a_cancellation_from_outside(
+    call: type[Call[Watched[None]]],
+) -> None:
+    device = Device()
+    watching: Call[Watched[None]]
+
+    async def work() -> None:
+        device.line().shutdown()
+        watching.cancel()
+
+    async with anyio.create_task_group() as tg:
+        watching = call(device.watch, work)
+        tg.start_soon(watching)
+
+    assert watching.cancelled
+    assert heard(device) == [Shutdown(None)]
+
+
 async def test_a_cancellation_during_the_cleanup_after_a_message_loses_nothing(
     call: type[Call[Watched[str]]],
 ) -> None:

@@ -65,7 +65,7 @@ from backplane.supervisor import (
     ZombieLimitError,
     alive,
 )
-from backplane.supervisor._desk import Timer
+from backplane.supervisor._desk import Desk, Timer
 
 if TYPE_CHECKING:  # mypy knows it by another name than pytest
     from supervisor.stage import Stage, now, on_trio, settle
@@ -1912,3 +1912,19 @@ async def test_a_child_is_not_found_by_what_is_no_handle() -> None:
         for ref in ("it", 5, None):
             with pytest.raises(TypeError, match="by ChildInfo, Line or DeviceID"):
                 await supervisor.terminate_child(ref)  # type: ignore[arg-type]
+
+
+async def test_a_request_that_comes_when_it_has_just_ended_is_refused() -> None:
+    class Ending(Desk):
+        """Ends, as in another thread, after it was seen to run."""
+
+        def put(self, request: Any) -> None:
+            self.close()
+            super().put(request)
+
+    async def never(_: object) -> None:
+        pytest.fail("was called")
+
+    desk = Ending("service")
+    with anyio.fail_after(20), pytest.raises(NotRunningError, match="service"):
+        await desk.submit("count its children", never)
