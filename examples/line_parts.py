@@ -9,7 +9,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import anyio
-from anyio.abc import SocketAttribute, SocketListener, SocketStream
+from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 from line_journal import BEAT, Entry, Journal
 from line_monkey import Traps
@@ -52,9 +52,10 @@ class Server:
                 await anyio.aclose_forcefully(stream)
                 raise
 
-    async def serve(self, stream: SocketStream) -> None:
+    async def serve(self, stream: SocketStream, *, task_status: TaskStatus[None]) -> None:
         """A connection. It ends well when its client has gone."""
         async with stream:
+            task_status.started()  # one that is stopped before leaves the stream to the acceptor
             requests = BufferedByteReceiveStream(stream)
             while line := await self.next_line(requests):
                 await self.traps.pass_by("connection", "before its request")
