@@ -1928,3 +1928,27 @@ async def test_a_request_that_comes_when_it_has_just_ended_is_refused() -> None:
     desk = Ending("service")
     with anyio.fail_after(20), pytest.raises(NotRunningError, match="service"):
         await desk.submit("count its children", never)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_what_a_child_is_given_is_taken_by_it_or_left_to_who_started_it(turns: int) -> None:
+    taken: list[str] = []
+    left: list[str] = []
+
+    async def take(thing: str, *, task_status: TaskStatus[None]) -> None:
+        taken.append(thing)
+        task_status.started()
+        await forever()
+
+    async def give() -> None:
+        try:
+            await supervisor.start_child(ChildSpec("it", take, ("thing",), restart=TEMPORARY))
+        except (StartError, NotRunningError):
+            left.append("thing")
+
+    async with anyio.create_task_group() as tg, DynamicSupervisor(subscribers=()) as supervisor:
+        tg.start_soon(give)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+
+    assert taken + left == ["thing"]
