@@ -20,6 +20,7 @@ from ._exports import Exports, Port, Right, check_port
 from ._gate import Gate
 from ._identity import Identity
 from ._key import check_rights
+from ._leave import leave
 from ._limits import Limits
 from ._peer import Peer
 from ._secrets import Secrets, load, load_all
@@ -143,7 +144,6 @@ class Node:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        cancelled = exc is not None and _has_cancellation(exc)
         try:
             # What was said last is written, too, whyever the block ends.
             with anyio.CancelScope(shield=True):
@@ -151,12 +151,7 @@ class Node:
         finally:
             self._gate.close()
             try:
-                # The group of tasks would wrap an exception of the block, which is not its own.
-                if cancelled:
-                    swallowed = await self._stack.__aexit__(kind, exc, traceback)
-                else:
-                    swallowed = False
-                    await self._stack.__aexit__(None, None, None)
+                swallowed = await leave(self._stack, exc)
             finally:
                 self.device.disconnect(Failed(exc) if isinstance(exc, Exception) else None)
         return swallowed
@@ -386,9 +381,3 @@ def _secrets(secret: Secrets | None, others: Mapping[str, Secrets] | None) -> tu
     if secret is None and others is not None:
         return (os.urandom(32),)  # which nobody knows: those that were not named are strangers
     return load(secret)
-
-
-def _has_cancellation(exc: BaseException) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
-        return exc.subgroup(anyio.get_cancelled_exc_class()) is not None
-    return isinstance(exc, anyio.get_cancelled_exc_class())

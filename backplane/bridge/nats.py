@@ -46,6 +46,7 @@ from ._datagrams import MOST, WINDOW
 from ._errors import AddressError, BridgeError, NotConnectedError
 from ._gate import persist
 from ._inbox import Ignored, Inbox, subject_of
+from ._leave import leave
 from ._nats_client import NatsClient
 from ._news import Attempts
 from ._node import Node, Peer
@@ -176,21 +177,16 @@ class NatsBroker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        cancelled = exc is not None and _has_cancellation(exc)
         try:
             with anyio.move_on_after(_PARTING, shield=True):
                 await self._part()
         finally:
             self._tasks.cancel_scope.cancel()
             try:
-                # The group of tasks would wrap an exception of the block, which is not its own.
-                if cancelled:
-                    swallowed = await self._stack.__aexit__(kind, exc, traceback)
-                else:
-                    swallowed = await self._stack.__aexit__(None, None, None)
+                swallowed = await leave(self._stack, exc)
             finally:
                 await self._client.stop()
-        return swallowed and cancelled
+        return swallowed
 
     async def _part(self) -> None:
         """Break what connections there are; their peers hear of it."""
@@ -308,12 +304,6 @@ class NatsBroker:
             self._inboxes.pop(node, None)
             for subject in (inbox.subject, below, subject_of(self._cluster, node.name)):
                 client.unsubscribe(subject)
-
-
-def _has_cancellation(exc: BaseException) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
-        return any(map(_has_cancellation, exc.exceptions))
-    return isinstance(exc, anyio.get_cancelled_exc_class())
 
 
 async def _cancel_at_end(device: Device, scope: anyio.CancelScope) -> None:
