@@ -17,6 +17,29 @@ from ._tables import post, put, strict, take
 T = TypeVar("T")
 
 
+async def until(
+    look: Callable[[], T | None],
+    parking: Parking,
+    timeout: float | None,  # noqa: ASYNC109
+) -> T:
+    """Sleep until a function returns not None; it is asked whenever the parking is woken.
+
+    Raises:
+        TimeoutError: It did not in time.
+    """
+    await checkpoint()
+    now = clock()
+    deadline = None if timeout is None else now() + timeout
+    while (found := look()) is None:
+        if deadline is None:
+            await parking.park()
+        elif now() < deadline:
+            await parking.park_until(deadline)
+        else:
+            raise TimeoutError
+    return found
+
+
 class AlreadyRegisteredError(ProcessError):
     """The key is another's, or the process has a name already. Nothing was registered."""
 
@@ -181,21 +204,11 @@ class Ledger:
         timeout: float | None,  # noqa: ASYNC109
     ) -> T:
         """Sleep until a function returns not None; it is asked after each change of a key."""
-        await checkpoint()
-        now = clock()
-        deadline = None if timeout is None else now() + timeout
         parking = new_parking()
         with lock:
             put(self._waiters, slot, parking, None)
         try:
-            while (found := look()) is None:
-                if deadline is None:
-                    await parking.park()
-                elif now() < deadline:
-                    await parking.park_until(deadline)
-                else:
-                    raise TimeoutError
-            return found
+            return await until(look, parking, timeout)
         finally:
             with lock:
                 take(self._waiters, slot, parking)

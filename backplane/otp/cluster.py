@@ -39,11 +39,12 @@ from backplane.bridge import (
     Request,
     Right,
 )
-from backplane.lowlevel import Parking, checkpoint, clock, new_parking
+from backplane.lowlevel import Parking, new_parking
 
 from ._far import Ear, FarBusyError, FarProcessError
 from ._groups import GroupJoined, GroupLeft, Groups
 from ._handles import Pid, current_process
+from ._ledger import until
 from ._neighbours import LONGEST, Neighbour
 from ._pids import Pids
 from ._registry import Registered, Registry, Unregistered
@@ -221,22 +222,14 @@ class Cluster:
         timeout: float | None,  # noqa: ASYNC109
         why: Callable[[], str],
     ) -> T:
-        await checkpoint()
-        now = clock()
-        deadline = None if timeout is None else now() + timeout
         parking = new_parking()
         self._changed.add(parking)
         try:
-            while (found := look()) is None:
-                if deadline is None:
-                    await parking.park()
-                elif now() < deadline:
-                    await parking.park_until(deadline)
-                else:
-                    raise TimeoutError(f"{self.name}: {why()}")
+            return await until(look, parking, timeout)
+        except TimeoutError:
+            raise TimeoutError(f"{self.name}: {why()}") from None
         finally:
             self._changed.discard(parking)
-        return found
 
     def _tell_changed(self) -> None:
         for parking in list(self._changed):
