@@ -58,7 +58,6 @@ from fetch_view import Tally, show, summary
 from backplane.otp import NOPROC, Registry, ServerDownError, ServerRef, child_spec
 from backplane.supervisor import Backoff, Budget, ChildState, DynamicSupervisor, Supervisor
 
-RUNNING = ChildState.RUNNING
 LIMITS = Limits(rate=12, burst=4, ttl=1)
 SOON = Backoff(initial=0.02, maximum=0.3, reset_after=1)
 PAGES = 25
@@ -102,7 +101,7 @@ class Service:
                     screen.cancel_scope.cancel()
                 with anyio.move_on_after(3):  # one that has just crashed is to come back
                     while any(  # noqa: ASYNC110 - no event to await
-                        it.state is not RUNNING for it in self.workers.which_children()
+                        it.state is not ChildState.RUNNING for it in self.workers.which_children()
                     ):
                         await anyio.sleep(0.01)
                 await self.top.terminate_child("workers")  # from here on nothing is fetched
